@@ -1,0 +1,108 @@
+"""Manifests and configs: the OCI documents of one generation, as bytes that depend on nothing but their content."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+import msgspec
+
+from mothball.errors import Corrupt
+from mothball.store.blobs import BlobStore
+
+MEDIA_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+MEDIA_CONFIG = "application/vnd.oci.image.config.v1+json"
+MEDIA_INDEX = "application/vnd.oci.image.index.v1+json"
+MEDIA_LAYER = "application/vnd.oci.image.layer.v1.tar+zstd"
+PREFIX = "dev.mothball."
+TOC_OFFSET = PREFIX + "toc.offset"
+TOC_SIZE = PREFIX + "toc.size"
+TOC_DIGEST = PREFIX + "toc.digest"
+LAYER_CONTENT = PREFIX + "content"
+FORMAT = "1"
+
+_GOARCH = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+class Descriptor(msgspec.Struct, frozen=True, rename={"media_type": "mediaType"}, omit_defaults=True):
+    """An OCI content descriptor."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True, rename={"schema_version": "schemaVersion", "media_type": "mediaType"}):
+    """An OCI image manifest, as far as Mothball reads it."""
+
+    schema_version: int
+    config: Descriptor
+    layers: list[Descriptor]
+    media_type: str = MEDIA_MANIFEST
+    annotations: dict[str, str] = {}
+
+
+_decode_manifest = msgspec.json.Decoder(Manifest).decode
+
+
+def canonical(document: Any) -> bytes:
+    """JSON with sorted keys and no spaces: same document, same bytes, same digest."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def build_config(*, diff_ids: list[str], labels: dict[str, str]) -> bytes:
+    """The image config of a generation: no times and no names, so that equal trees have equal digests."""
+    machine = platform.machine()
+    return canonical(
+        {
+            "architecture": _GOARCH.get(machine, machine),
+            "os": "linux",
+            "config": {"Labels": labels, "WorkingDir": "/workspace"},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        }
+    )
+
+
+def build_manifest(*, config: Descriptor, layers: list[Descriptor], annotations: dict[str, str]) -> bytes:
+    return canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MEDIA_MANIFEST,
+            "config": msgspec.to_builtins(config),
+            "layers": msgspec.to_builtins(layers),
+            "annotations": annotations,
+        }
+    )
+
+
+def load_manifest(blobs: BlobStore, digest: str) -> Manifest:
+    """The manifest `digest`; raises `Corrupt` when it is missing, altered or not a manifest of ours."""
+    try:
+        manifest = _decode_manifest(blobs.read(digest))
+    except msgspec.DecodeError as error:
+        raise Corrupt(what=f"manifest {digest}", reason=str(error)) from error
+    if manifest.schema_version != 2 or not manifest.layers:  # noqa: PLR2004  # the version of the OCI schema
+        raise Corrupt(what=f"manifest {digest}", reason="it is not an OCI image manifest with layers")
+    return manifest
+
+
+def load_config(blobs: BlobStore, manifest: Manifest) -> dict[str, Any]:
+    """The config document of `manifest`; raises `Corrupt`."""
+    try:
+        config = json.loads(blobs.read(manifest.config.digest, limit=64 * 1024**2))
+    except ValueError as error:
+        raise Corrupt(what=f"config {manifest.config.digest}", reason=str(error)) from error
+    if not isinstance(config, dict):
+        raise Corrupt(what=f"config {manifest.config.digest}", reason="it is not a JSON object")
+    return config
+
+
+def diff_ids(blobs: BlobStore, manifest: Manifest) -> list[str]:
+    """The uncompressed digests of the layers, bottom first; raises `Corrupt` unless there is one per layer."""
+    rootfs = load_config(blobs, manifest).get("rootfs")
+    found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(found, list) or len(found) != len(manifest.layers):
+        raise Corrupt(what=f"config {manifest.config.digest}", reason="it does not have one diff id per layer")
+    return [str(item) for item in found]
