@@ -49,6 +49,8 @@ MAX_BLOCKS: Final = 1 << 16
 _HEADER = struct.Struct("<II")
 _TRAILER = struct.Struct("<Q8s")
 _MAX_INT: Final = 2**63 - 1
+_SHA256_BYTES: Final = 32
+_CACHED_BLOCKS: Final = 4
 
 Row: TypeAlias = (
     tuple[bytes, str, int, int, int, int, int, bytes, bytes, int, int]
@@ -168,10 +170,11 @@ def skippable_frame(payload: bytes) -> bytes:
 
 
 def _check_writer(rows: Sequence[Row], removed: Sequence[bytes]) -> None:
-    for paths in ([row[0] for row in rows], list(removed)):
-        if reason := _paths_fault(paths, root_allowed=paths is not removed):
-            raise ValueError(reason)
-    if any(len(row) > 11 and len(row[11]) > MAX_EXTENTS for row in rows):  # type: ignore[misc]
+    if reason := _paths_fault([row[0] for row in rows], root_allowed=True):
+        raise ValueError(reason)
+    if reason := _paths_fault(list(removed), root_allowed=False):
+        raise ValueError(f"removals: {reason}")
+    if any(len(extents) > MAX_EXTENTS for row in rows for extents in row[11:]):
         raise ValueError(f"a sparse file has more than {MAX_EXTENTS} extents")
 
 
@@ -224,7 +227,7 @@ class Toc:
         self._start = start
         self.name = name
         self.frames = [Frame(*frame) for frame in index.frames]
-        self.blocks = [Block(sort_key(first), *rest) for first, *rest in index.blocks]
+        self.blocks = [Block(sort_key(block[0]), block[1], block[2], block[3], block[4]) for block in index.blocks]
         self.removed: list[bytes] = index.removed
         self.content = index.content
         self.entries = index.entries
@@ -300,7 +303,7 @@ class Toc:
         rows = self._cache.get(number)
         if rows is None:
             rows = self._decode_block(number)
-            while len(self._cache) >= 4:
+            while len(self._cache) >= _CACHED_BLOCKS:
                 del self._cache[next(iter(self._cache))]
             self._cache[number] = rows
         return rows
@@ -312,7 +315,7 @@ class Toc:
             raise self.corrupt(f"block {number} of its table of contents does not have its sha256")
         raw = decompress(self._decoder, stored, None, MAX_BLOCK_BYTES, self.name)
         try:
-            rows = _rows_decoder.decode(raw)
+            rows: list[TocRow] = _rows_decoder.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self.corrupt(f"block {number} of its table of contents: {error}") from None
         if len(rows) != block.rows or sort_key(rows[0].path) != block.first:
@@ -332,7 +335,7 @@ class Toc:
             if kind == "f" or kind == "h":  # noqa: PLR1714 -- this loop runs once per entry
                 extents = row.extents
                 stored = row.size if extents is None else self._stored_bytes(row)
-                if len(row.sha256) != 32 and (row.size or row.sha256):
+                if len(row.sha256) != _SHA256_BYTES and (row.size or row.sha256):
                     raise self.corrupt(f"{row.path!r} has no sha256")
                 if stored and (
                     row.frame >= frames
@@ -408,7 +411,7 @@ def _check_index(index: _Index, frames_end: int, name: str) -> None:
         raise _corrupt(name, f"its frames end at {end}, its table of contents begins at {frames_end}")
     end = rows = 0
     for _, offset, length, count, digest in index.blocks:
-        if offset != end or length < 1 or not 1 <= count <= BLOCK_ROWS or len(digest) != 32:
+        if offset != end or length < 1 or not 1 <= count <= BLOCK_ROWS or len(digest) != _SHA256_BYTES:
             raise _corrupt(name, f"its index has a block of {count} rows and {length} bytes at {offset}")
         end += length
         rows += count
