@@ -1,0 +1,63 @@
+"""What tests share and import by name: `from tests.support import require_tool`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+from pydantic import SecretStr
+
+from mothball.settings import Settings
+
+T = TypeVar("T")
+
+ON_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+
+def missing(what: str) -> None:
+    """Something a test needs is not on this machine: skip on a laptop, fail where everything must be there (CI=true)."""
+    if ON_CI:
+        pytest.fail(f"{what} is missing, and CI must not skip: add it to `make system-deps`", pytrace=False)
+    pytest.skip(f"{what} is not installed; `make system-deps` installs it")
+
+
+def require_tool(name: str) -> str:
+    """The path of program `name`; skips the test where it is missing, fails it when CI=true."""
+    found = shutil.which(name)
+    if found is None:
+        missing(name)
+    assert found is not None
+    return found
+
+
+def eventually(probe: Callable[[], T], *, seconds: float = 10.0, every: float = 0.02, what: str = "the condition") -> T:
+    """The first truthy answer of `probe`, asked again and again for `seconds`; fails with the last answer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = probe()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not become true within {seconds:g} s; last answer: {answer!r}")
+        time.sleep(every)
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """`settings` as ``MOTHBALL_*`` variables on top of this process's environment, for a subprocess."""
+    out = {name: value for name, value in os.environ.items() if not name.startswith("MOTHBALL_")}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            text = value.get_secret_value()
+        elif isinstance(value, bool):
+            text = str(value).lower()
+        elif isinstance(value, tuple):
+            text = ":".join(str(part) for part in value)
+        else:
+            text = str(value)
+        out[f"MOTHBALL_{name.upper()}"] = text
+    return out
