@@ -1,0 +1,214 @@
+"""Commands about the fleet: hosts, events, status."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mothball.cli.output import JsonFlag, emit_json, emit_json_array, emit_json_line, line, pairs, table
+from mothball.cli.session import open_fleet
+from mothball.cli.text import age, escape, time_text
+
+if TYPE_CHECKING:
+    from mothball.client import Fleet
+    from mothball.registry import Event, Host
+    from mothball.settings import Settings
+
+PANEL = "Fleet"
+FOLLOW_SECONDS = 2.0
+JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled", "dead")
+STATUS_JOBS = 10_000
+QUEUE_PILE = 1000
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands to `app`."""
+    for name, command in (("hosts", hosts), ("events", events), ("status", status)):
+        app.command(name, rich_help_panel=PANEL)(command)
+
+
+def hosts(json: JsonFlag = False) -> None:
+    """List the hosts that have announced a worker."""
+    with open_fleet() as fleet:
+        found = fleet.registry.hosts.list()
+        now = fleet.registry.time_ms()
+    if json:
+        emit_json_array(_host_fields(host) for host in found)
+        return
+    table(
+        ("HOST", "STATE", "LAST SEEN", "VERSION", "WORKERS", "DATA DIR"),
+        (
+            (
+                host.host,
+                "online" if host.online else "offline",
+                age(host.last_seen, now),
+                host.info.get("version", "-"),
+                host.info.get("concurrency", "-"),
+                host.info.get("data_dir", "-"),
+            )
+            for host in found
+        ),
+        right=("WORKERS",),
+    )
+
+
+def _host_fields(host: Host) -> dict[str, Any]:
+    return {"host": host.host, "online": host.online, "last_seen": host.last_seen, "info": host.info}
+
+
+def events(
+    limit: Annotated[int, typer.Option(min=1, help="At most this many of the latest.")] = 50,
+    workspace: Annotated[str | None, typer.Option(help="Only this workspace.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only this kind, for example workspace.captured.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they happen.", show_default=False)] = False,
+    json: JsonFlag = False,
+) -> None:
+    """What happened, oldest first. With --follow --json: one object per line."""
+    with open_fleet() as fleet:
+        log = fleet.registry.events
+        found = sorted(log.list(limit=limit, workspace=workspace, kind=kind), key=_stream_order)
+        if json and not follow:
+            emit_json_array(_event_fields(event) for event in found)
+            return
+        for event in found:
+            _print_event(event, json)
+        if not follow:
+            return
+        newest = log.list(limit=1)
+        after = newest[0].id if newest else "0-0"
+        # Events between the two reads above must not be lost: go on behind the last one that was printed.
+        if found and workspace is None and kind is None:
+            after = found[-1].id
+        while True:
+            for event in log.follow(after, FOLLOW_SECONDS):
+                after = event.id
+                if (workspace is None or event.fields.get("workspace") == workspace) and kind in (None, event.kind):
+                    _print_event(event, json)
+
+
+def _stream_order(event: Event) -> tuple[int, int]:
+    at, _, number = event.id.partition("-")
+    return int(at), int(number or 0)
+
+
+def _event_fields(event: Event) -> dict[str, Any]:
+    return {"id": event.id, "at": event.at, "kind": event.kind, "fields": event.fields}
+
+
+def _print_event(event: Event, json: bool) -> None:
+    if json:
+        emit_json_line(_event_fields(event))
+        return
+    fields = " ".join(f"{name}={escape(str(value))}" for name, value in event.fields.items() if value not in (None, ""))
+    line(f"{time_text(event.at)}  {escape(event.kind):<22} {fields}")
+
+
+def status(json: JsonFlag = False) -> None:
+    """The fleet at a glance: server, hosts, queues, jobs, counters, warnings, and the settings (secrets hidden)."""
+    with open_fleet() as fleet:
+        report = _collect(fleet)
+    if json:
+        emit_json(report)
+        return
+    pairs((("redis", f"{report['redis']['server']} {report['redis']['version']} at {report['settings']['redis_url']}"),))
+    pairs(
+        (
+            ("memory", report["redis"]["used_memory_human"]),
+            ("namespace", report["settings"]["namespace"]),
+            ("this host", report["settings"]["host"]),
+            ("data dir", report["settings"]["data_dir"]),
+            ("workspaces", report["workspaces"]),
+        )
+    )
+    for title, columns, rows in (
+        ("hosts", ("HOST", "STATE"), [(host["host"], "online" if host["online"] else "offline") for host in report["hosts"]]),
+        ("queues", ("QUEUE", "WAITING"), list(report["queues"].items())),
+        ("jobs", ("STATE", "JOBS"), list(report["jobs"].items())),
+        ("counters", ("COUNTER", "VALUE"), sorted(report["counters"].items())),
+        ("settings", ("SETTING", "VALUE"), list(report["settings"].items())),
+    ):
+        line()
+        if rows:
+            table(columns, rows, title=title, right=("WAITING", "JOBS"))
+        else:
+            line(f"{title}: none")
+    for warning in report["warnings"]:
+        line(f"\nwarning: {escape(warning)}")
+
+
+def _collect(fleet: Fleet) -> dict[str, Any]:
+    from collections import Counter
+
+    from mothball.names import QUEUE_CONTROL, QUEUE_DISPATCH, host_queue
+
+    settings, registry = fleet.settings, fleet.registry
+    found = registry.hosts.list()
+    names = [host_queue(host.host) for host in found] + [QUEUE_CONTROL, QUEUE_DISPATCH]
+    server, queues = _server(settings, names)
+    states = Counter(job.state for job in registry.jobs.list(limit=STATUS_JOBS))
+    report: dict[str, Any] = {
+        "redis": server,
+        "hosts": [_host_fields(host) for host in found],
+        "queues": queues,
+        "jobs": {state: states.get(state, 0) for state in JOB_STATES},
+        "workspaces": registry.workspaces.count(),
+        "counters": registry.counters.all(),
+        "settings": settings.redacted(),
+    }
+    report["warnings"] = _warnings(settings, report)
+    return report
+
+
+def _server(settings: Settings, queues: list[str]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Server facts and the number of waiting messages per queue."""
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.exceptions import RedisError
+    from redis.retry import Retry
+
+    from mothball.errors import Unavailable
+
+    client = Redis.from_url(
+        settings.broker_url,
+        socket_timeout=settings.redis_timeout,
+        socket_connect_timeout=settings.redis_timeout,
+        decode_responses=True,
+        retry=Retry(NoBackoff(), 0),
+    )
+    try:
+        info: dict[str, Any] = client.info()
+        lengths = {queue: int(client.llen(queue)) for queue in queues}
+    except (RedisError, OSError) as error:
+        raise Unavailable(url=settings.redacted()["redis_url"], reason=type(error).__name__) from None
+    finally:
+        client.close()
+    server = {
+        "server": info.get("server_name") or ("valkey" if "valkey_version" in info else "redis"),
+        "version": info.get("valkey_version") or info.get("redis_version"),
+        "used_memory": info.get("used_memory"),
+        "used_memory_human": info.get("used_memory_human"),
+        "maxmemory_policy": info.get("maxmemory_policy"),
+        "aof_enabled": bool(info.get("aof_enabled")),
+        "uptime_seconds": info.get("uptime_in_seconds"),
+    }
+    return server, lengths
+
+
+def _warnings(settings: Settings, report: dict[str, Any]) -> list[str]:
+    """What an operator should know before it hurts."""
+    out = []
+    this = next((host for host in report["hosts"] if host["host"] == settings.host), None)
+    if not settings.workspace_roots and this is None:
+        out.append("MOTHBALL_WORKSPACE_ROOTS is empty: a worker with these settings would refuse every path")
+    if not report["hosts"]:
+        out.append("no worker has announced itself; `mothball up` starts a fleet on this machine")
+    out.extend(f"host {host['host']} is offline; its jobs wait" for host in report["hosts"] if not host["online"])
+    if report["redis"]["maxmemory_policy"] not in (None, "noeviction"):
+        out.append(f"maxmemory-policy is {report['redis']['maxmemory_policy']}: Redis may drop jobs; set noeviction")
+    if not report["redis"]["aof_enabled"]:
+        out.append("Redis has no append-only file: a restart may lose the last jobs; set appendonly yes")
+    if report["jobs"]["dead"]:
+        out.append(f"{report['jobs']['dead']} jobs are dead: `mothball jobs --state dead`")
+    out.extend(f"queue {queue} holds {length} messages" for queue, length in report["queues"].items() if length > QUEUE_PILE)
+    return out

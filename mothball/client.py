@@ -1,0 +1,311 @@
+"""The producers' API: ask the fleet for work and wait for it.
+
+    from mothball import Fleet
+
+    fleet = Fleet("redis://127.0.0.1:6379")
+    fleet.register("owner/repo#12", "/work/repo-12")
+    result = fleet.capture("owner/repo#12").wait(timeout=600)
+
+A producer needs a Redis URL and nothing else: no Celery, no broker settings, no store. Importing this module is cheap;
+the registry client and the settings are loaded by the first `Fleet`. All errors are `mothball.errors.MothballError`;
+an unreachable Redis is `Unavailable` within ``redis_timeout`` (and never later than 10 s).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from mothball import errors
+from mothball.names import check_workspace_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from mothball.capture import CaptureResult
+    from mothball.doorbell import DoorbellRinger
+    from mothball.registry import Job, Registry, SubmitResult, TouchResult, Workspace
+    from mothball.settings import Settings
+
+    # `Fleet.list` hides the builtin inside the class body.
+    Jobs = list[Job]
+    Workspaces = list[Workspace]
+
+__all__ = ["FINAL_STATES", "CaptureJob", "Fleet", "JobHandle"]
+
+ResultT = TypeVar("ResultT")
+
+FINAL_STATES = frozenset({"succeeded", "failed", "cancelled", "dead"})
+POLL_FIRST_SECONDS = 0.02
+POLL_MAX_SECONDS = 0.25
+# A short outage (a restart of Redis, a failover) must not end the wait for a job that goes on regardless.
+OUTAGE_TOLERATED_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class JobHandle(Generic[ResultT]):
+    """One submitted job. It holds no connection of its own and may be used from any thread.
+
+    `joined` is True when the request was merged into a job that was queued already (Q-31): both producers then hold
+    the same job.
+    """
+
+    def __init__(self, fleet: Fleet, job_id: str, decode: Callable[[dict[str, Any]], ResultT], *, joined: bool = False) -> None:
+        self._fleet = fleet
+        self._decode = decode
+        self.id = job_id
+        self.joined = joined
+
+    def __repr__(self) -> str:
+        return f"JobHandle(id={self.id!r}, joined={self.joined})"
+
+    def record(self) -> Job:
+        """The job's record as it is now; `NotFound` once it is older than ``job_ttl_seconds``."""
+        return self._fleet.job_record(self.id)
+
+    @property
+    def state(self) -> str:
+        """``queued``, ``running``, ``succeeded``, ``failed``, ``cancelled`` or ``dead``."""
+        return self.record().state
+
+    @property
+    def result(self) -> ResultT:
+        """The typed result of a finished job; the job's own error when it failed, `Busy` while it has not finished."""
+        job = self.record()
+        if job.state not in FINAL_STATES:
+            raise errors.Busy(what=f"job {self.id}", reason=f"it is {job.state}; wait() waits for it")
+        return self._finished(job)
+
+    def progress(self) -> dict[str, Any]:
+        """What the running worker reported last (checkpoint name and counts); empty before the first report."""
+        return dict(self.record().progress)
+
+    def cancel(self) -> bool:
+        """Ask for cancellation (Q-37): True when the job was queued or running, False when there is nothing left to cancel.
+
+        A running job stops at its next checkpoint; `wait` then raises `Cancelled`.
+        """
+        return bool(self._fleet.registry.jobs.cancel(self.id).cancelled)
+
+    def wait(self, timeout: float | None = None, *, on_poll: Callable[[Job], None] | None = None) -> ResultT:
+        """Wait until the job has ended and return its typed result.
+
+        `timeout` is in seconds; None waits for ever. Raises `TimedOut` when the time is over (the job goes on), or the
+        error with which the job ended. `on_poll` is called with the record after each look, at most about four times a second.
+        """
+        started = time.monotonic()
+        pause = POLL_FIRST_SECONDS
+        lost_since: float | None = None
+        while True:
+            now = time.monotonic()
+            try:
+                job = self.record()
+                lost_since = None
+            except errors.Unavailable:
+                lost_since = lost_since if lost_since is not None else now
+                if now - lost_since > OUTAGE_TOLERATED_SECONDS or (timeout is not None and now - started >= timeout):
+                    raise
+            else:
+                if on_poll is not None:
+                    on_poll(job)
+                if job.state in FINAL_STATES:
+                    return self._finished(job)
+            left = None if timeout is None else timeout - (time.monotonic() - started)
+            if left is not None and left <= 0:
+                raise errors.TimedOut(what=f"job {self.id}", seconds=timeout)
+            time.sleep(pause if left is None else min(pause, left))
+            pause = min(pause * 1.5, POLL_MAX_SECONDS)
+
+    def _finished(self, job: Job) -> ResultT:
+        if job.state == "succeeded":
+            return self._decode(job.outcome or {})
+        if job.state == "cancelled":
+            raise errors.Cancelled(job=job.id)
+        raise errors.from_code(job.error_code or errors.OperationFailed.code, job.error or f"job {job.id} is {job.state}")
+
+
+class CaptureJob(JobHandle["CaptureResult"]):
+    """A submitted capture; `wait` returns the `CaptureResult`."""
+
+
+class Fleet:
+    """The fleet behind one Redis, as a producer or an operator sees it. Thread-safe; use it as a context manager or `close` it."""
+
+    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+        """`redis_url` without a database number; without it ``MOTHBALL_REDIS_URL`` or the running `mothball up` counts.
+
+        Nothing is sent yet: the first call connects.
+        """
+        if settings is None:
+            from mothball.settings import Settings
+
+            settings = Settings.load(**({"redis_url": redis_url} if redis_url is not None else {}))
+        elif redis_url is not None:
+            raise errors.InvalidParams("give redis_url or settings, not both")
+        self.settings = settings
+        self._registry: Registry | None = None
+        self._ringer: DoorbellRinger | None = None
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close both connections; the next call would open them again."""
+        registry, self._registry = self._registry, None
+        ringer, self._ringer = self._ringer, None
+        if ringer is not None:
+            ringer.close()
+        if registry is not None:
+            registry.close()
+
+    @property
+    def registry(self) -> Registry:
+        """The shared registry, for what this class does not wrap."""
+        if self._registry is None:
+            from mothball.registry import Registry
+
+            self._registry = Registry.connect(self.settings)
+        return self._registry
+
+    # -- workspaces -------------------------------------------------------------------------------------------------
+
+    def register(self, workspace: str, path: str | Path, **fields: Any) -> Workspace:
+        """Register directory `path` as `workspace` and return its record; the same id and path again is the same record.
+
+        Fields: host (default: this host), repo, number, title, mode (``ephemeral``, ``persistent``), agent_id, agent_name,
+        intent, changeset_id, base_commit, expires_in_ms, pinned, runtime, policy. Another path: `AlreadyExists`.
+        """
+        return self.register_new(workspace, path, **fields)[0]
+
+    def register_new(self, workspace: str, path: str | Path, **fields: Any) -> tuple[Workspace, bool]:
+        """As `register`, and whether the record is new."""
+        check_workspace_id(workspace)
+        fields.setdefault("host", self.settings.host)
+        return self.registry.workspaces.register(workspace, path=_clean_path(path), **fields)
+
+    def get(self, workspace: str) -> Workspace:
+        """The record; `NotFound`, or `Gone` with the reason when it was released."""
+        return self.registry.workspaces.get(check_workspace_id(workspace))
+
+    def list(self, *, repo: str | None = None, host: str | None = None, state: str | None = None, limit: int = 1000) -> Workspaces:
+        """At most `limit` records, oldest first."""
+        return self.registry.workspaces.list(repo=repo, host=host, state=state, limit=limit)
+
+    def touch(self, workspace: str, signal: str = "touch") -> TouchResult:
+        """Say that the workspace is in use; touches within 30 s of the last one move nothing (D-06)."""
+        return self.registry.workspaces.touch(check_workspace_id(workspace), signal)
+
+    def pin(self, workspace: str, reason: str = "", by: str = "") -> Workspace:
+        """Exempt the workspace from eviction; it still counts in the budget."""
+        return self.registry.workspaces.pin(check_workspace_id(workspace), reason, by)
+
+    def unpin(self, workspace: str) -> Workspace:
+        """Take the pin away."""
+        return self.registry.workspaces.unpin(check_workspace_id(workspace))
+
+    def release(self, workspace: str, by: str = "") -> bool:
+        """Forget the workspace (B-42); True when there was one. `Busy` while a job runs on it. The directory is not touched."""
+        return bool(self.registry.workspaces.release(check_workspace_id(workspace), by))
+
+    # -- jobs -------------------------------------------------------------------------------------------------------
+
+    def capture(
+        self,
+        workspace: str,
+        *,
+        paths: Sequence[str] | None = None,
+        full: bool = False,
+        verify: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> CaptureJob:
+        """Ask for a capture. While one is queued for the workspace, this request joins it (Q-31).
+
+        `paths`: files to read again although size and times say they are unchanged. `full`: write one fresh layer.
+        `verify`: read back what was written. `options`: overrides of the capture settings for this job.
+        """
+        args: dict[str, Any] = {
+            "workspace": check_workspace_id(workspace),
+            "paths": None if paths is None else _clean_paths(paths),
+            "full": full,
+            "verify": verify,
+            "options": dict(options or {}),
+        }
+        submitted = self.submit("workspace.capture", args, workspace=workspace, lane="capture")
+        return CaptureJob(self, submitted.job.id, _capture_result, joined=submitted.joined)
+
+    def submit(self, task: str, args: dict[str, Any], *, workspace: str | None, lane: str | None = None) -> SubmitResult:
+        """Write the job's record, then ring the worker's doorbell.
+
+        Once this returns the job is safe: when the doorbell cannot be rung, ``maintenance.ring`` rings it later. Raises
+        `Unavailable` when the record could not be written, `InvalidParams`, `NotFound`, `Gone` or `HostOffline`.
+        """
+        submitted = self.registry.jobs.submit(task, args, workspace=workspace, lane=lane)
+        # A joined job's doorbell has been rung by whoever queued it.
+        if not submitted.joined:
+            self._ring(submitted.job)
+        return submitted
+
+    def job(self, job_id: str) -> JobHandle[dict[str, Any]]:
+        """A handle for an existing job of any kind; its result is the stored outcome as a dict. `NotFound` when unknown."""
+        self.job_record(job_id)
+        return JobHandle(self, job_id, dict)
+
+    def job_record(self, job_id: str) -> Job:
+        """The record of one job; `NotFound` when unknown or older than ``job_ttl_seconds``."""
+        return self.registry.jobs.get(job_id)
+
+    def jobs(self, *, state: str | None = None, workspace: str | None = None, limit: int = 100) -> Jobs:
+        """At most `limit` jobs, newest first."""
+        return self.registry.jobs.list(state=state, workspace=workspace, limit=limit)
+
+    def _ring(self, job: Job) -> None:
+        from mothball.doorbell import DoorbellRinger
+        from mothball.registry import Doorbell
+
+        try:
+            if self._ringer is None:
+                self._ringer = DoorbellRinger(self.settings)
+            self._ringer.ring(Doorbell(job=job.id, task=job.task, queue=job.queue, args=job.args))
+        except errors.Unavailable as error:
+            # The record is written: refusing now would make the caller submit a second job for the same work.
+            logger.warning("job %s is recorded, but its doorbell could not be rung (%s); maintenance.ring will", job.id, error)
+
+
+def _clean_path(path: str | Path) -> str:
+    text = str(path)
+    if not text or "\0" in text:
+        raise errors.InvalidParams("the path of a workspace must be a non-empty text without NUL")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise errors.InvalidParams(
+            f"the path of a workspace must be valid UTF-8 (names inside it may be anything): {text!a}"
+        ) from None
+    return str(Path(text).expanduser().absolute())
+
+
+def _clean_paths(paths: Sequence[str]) -> list[str]:
+    if isinstance(paths, (str, bytes)) or not all(isinstance(path, str) for path in paths):
+        raise errors.InvalidParams("paths must be a list of texts")
+    for path in paths:
+        try:
+            path.encode("utf-8")
+        except UnicodeEncodeError:
+            # Arguments travel as JSON, which has no form for such a name.
+            raise errors.InvalidParams(f"{path!a} is not valid UTF-8 and has no form here; full=True reads every file") from None
+    return sorted(set(paths))
+
+
+def _capture_result(outcome: dict[str, Any]) -> CaptureResult:
+    import msgspec
+
+    from mothball.capture import CaptureResult
+
+    return cast("CaptureResult", msgspec.convert(outcome, CaptureResult, strict=False))

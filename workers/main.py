@@ -1,0 +1,55 @@
+"""The `mothball` command: the operators' commands of `mothball.cli`, plus those that start processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mothball.cli.app import build_app, run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PANEL = "On this machine"
+
+
+def up(
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder below which workspaces may lie; repeatable. Default: the setting, else the current folder."),
+    ] = None,
+) -> None:
+    """Run a whole fleet here: embedded Redis, worker, beat and Flower. Ctrl-C stops all of it."""
+    from workers.local import run_up
+
+    raise typer.Exit(run_up(root or []))
+
+
+def demo(
+    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="Tree to show it on; only read.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the demo's folder.", show_default=False)] = False,
+) -> None:
+    """The main job on a real tree, start to finish: capture, change, read back, kill the worker, verify."""
+    from workers.demo import run_demo
+
+    raise typer.Exit(run_demo(path, keep=keep))
+
+
+def build() -> typer.Typer:
+    """The whole application."""
+    app = build_app()
+    app.command("demo", rich_help_panel=PANEL)(demo)
+    app.command("up", rich_help_panel=PANEL)(up)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    sys.exit(run(build(), argv))
+
+
+if __name__ == "__main__":
+    main()
