@@ -1,0 +1,82 @@
+"""The registry: what the fleet knows, in one Redis primary, written only by documented Lua on Redis time.
+
+`Registry.connect(settings)` is the way in. It opens no connection before the first call, holds one pool per process, and answers a
+Redis that cannot be reached with `errors.Unavailable` within `settings.redis_timeout` seconds.
+"""
+
+from __future__ import annotations
+
+from mothball.registry.connection import Connection
+from mothball.registry.counters import Counters
+from mothball.registry.events import Event, Events
+from mothball.registry.hosts import Host, HostCheck, Hosts
+from mothball.registry.jobs import Jobs
+from mothball.registry.records import (
+    FINAL_STATES,
+    STATES,
+    Adopt,
+    CancelResult,
+    Claim,
+    Doorbell,
+    FailResult,
+    Job,
+    SubmitResult,
+)
+from mothball.registry.runs import BACKOFF_MS, MAX_JITTER_PER_MILLE
+from mothball.registry.scripts import Scripts
+from mothball.registry.slots import Slots
+from mothball.registry.workspaces import TouchResult, Workspace, Workspaces
+from mothball.settings import Settings
+
+__all__ = [
+    "BACKOFF_MS",
+    "FINAL_STATES",
+    "MAX_JITTER_PER_MILLE",
+    "STATES",
+    "Adopt",
+    "CancelResult",
+    "Claim",
+    "Doorbell",
+    "Event",
+    "FailResult",
+    "Host",
+    "HostCheck",
+    "Job",
+    "Registry",
+    "SubmitResult",
+    "TouchResult",
+    "Workspace",
+]
+
+
+class Registry:
+    """One handle for a process; threads may share it. Build a new one after a fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._connection = Connection(settings)
+        scripts = Scripts(self._connection, settings)
+        self.settings = settings
+        self.workspaces = Workspaces(self._connection, scripts, settings)
+        self.jobs = Jobs(self._connection, scripts, settings)
+        self.hosts = Hosts(self._connection, scripts, settings)
+        self.events = Events(self._connection, scripts, settings)
+        self.counters = Counters(self._connection, settings)
+        self.slots = Slots(scripts)
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Registry:
+        """A registry on `settings.registry_url`; nothing is sent before the first call."""
+        return cls(settings)
+
+    def time_ms(self) -> int:
+        """Redis TIME in ms."""
+        return self._connection.time_ms()
+
+    def ping(self) -> bool:
+        """True when Redis answers; raises `Unavailable` when it does not."""
+        with self._connection.guard() as client:
+            return bool(client.ping())
+
+    def close(self) -> None:
+        """Close this process's connections."""
+        self._connection.close()

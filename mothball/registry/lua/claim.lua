@@ -1,0 +1,114 @@
+-- include: common
+-- include: job
+-- A worker has heard a doorbell: may it run this job now?
+--
+-- ARGV  1 job   2 host of the worker   3 worker   4 lease ms   5 most runs that may end without an outcome
+--       6 '1' adopt a message that has no record   7 its task   8 its arguments, JSON   9 its workspace ('' none)
+--       10 its queue (used without workspace)
+-- Returns {status, fence, HGETALL of the job, doorbell of the next waiter or {}}; status is one of
+--   run        the caller holds the lease under `fence`
+--   done | cancelled | dead   finished        elsewhere   running under a live lease
+--   waiting    another job holds the workspace's lease; this one is on the wait list and will be rung
+--   not_due    a retry whose time has not come        wrong_host   job.queue says where
+--   unknown    no such job
+local id, host, worker, lease_ms, max_runs = arg(1), arg(2), arg(3), tonumber(arg(4)), tonumber(arg(5))
+local record = key('job', id)
+
+local function answer(status, fence, next_one)
+  return {status, fence or '0', redis.call('HGETALL', record), next_one or {}}
+end
+
+if redis.call('EXISTS', record) == 0 then
+  if arg(6) ~= '1' then
+    return {'unknown', '0', {}, {}}
+  end
+  local ws, queue, owner = arg(9), arg(10), ''
+  if ws ~= '' then
+    owner = redis.call('HGET', key('ws', ws), 'host') or ''
+    if owner ~= '' then
+      queue = 'host.' .. owner
+    end
+  end
+  create_job(id, ws, 'task', arg(7), 'args', arg(8), 'host', owner, 'queue', queue, 'lane', '', 'lane_key', '', 'origin', 'adopted')
+  event('job.submitted', 'job', id, 'task', arg(7), 'workspace', ws, 'queue', queue, 'origin', 'adopted')
+end
+
+local v = redis.call('HMGET', record, 'state', 'workspace', 'queue', 'due_at', 'deliveries', 'attempts', 'cancel_requested',
+  'waiting', 'task')
+local state, ws, queue = v[1], v[2], v[3]
+if state == 'succeeded' or state == 'failed' then
+  return answer('done')
+elseif FINAL[state] then
+  return answer(state)
+end
+
+-- Gone before wrong_host: a job of a vanished workspace ends wherever it is heard.
+if ws ~= '' then
+  local code, reason = workspace_error(ws)
+  if code then
+    local message = 'workspace ' .. ws .. (code == 'gone' and ' is gone: ' .. reason or ' is not known')
+    finalise_failed(id, code, message)
+    return answer('done')
+  end
+end
+local owner = string.match(queue, '^host%.(.+)$')
+if owner and owner ~= host then
+  return answer('wrong_host')
+end
+
+local holder = redis.call('HGET', lease_key(id, ws), 'job')
+if state == 'running' and holder == id then
+  return answer('elsewhere')
+end
+if v[7] == '1' then
+  finalise_cancelled(id)
+  return answer('cancelled', '0', next_waiter(ws))
+end
+if state == 'queued' and tonumber(v[4]) > NOW then
+  return answer('not_due')
+end
+if holder and holder ~= id then
+  if state == 'running' then
+    requeue(id, NOW + RING_AFTER)
+  end
+  if v[8] ~= '1' then
+    redis.call('RPUSH', key('wait', ws), id)
+    redis.call('HSET', record, 'waiting', '1')
+  end
+  -- The lease's end is what this job waits for; repeating its doorbell meanwhile would only make noise.
+  redis.call('ZREM', key('jobs', 'ring'), id)
+  redis.call('ZADD', key('waiting'), 'NX', int(NOW + math.max(redis.call('PTTL', key('lease', ws)), 0)), ws)
+  return answer('waiting')
+end
+
+-- Failed runs have an outcome and a limit of their own; only runs that vanished count against this one.
+local deliveries = tonumber(v[5]) + 1
+if deliveries - tonumber(v[6]) > max_runs then
+  local message = 'given up after ' .. int(deliveries - 1) .. ' runs that ended without an outcome'
+  finalise(id, 'dead', 'error_code', 'operation_failed', 'error', message)
+  if ws ~= '' then
+    redis.call('HSET', key('ws', ws), 'last_error', message)
+    redis.call('HINCRBY', key('ws', ws), 'retry_count', 1)
+  end
+  count('jobs_dead')
+  event('job.dead', 'job', id, 'task', v[9], 'workspace', ws, 'error', message)
+  return answer('dead', '0', next_waiter(ws))
+end
+
+local fence
+if ws ~= '' then
+  fence = int(redis.call('HINCRBY', key('ws', ws), 'fence', 1))
+else
+  fence = int(redis.call('HINCRBY', record, 'fence', 1))
+end
+free_lane(id)
+leave_indexes(id)
+if v[8] == '1' then
+  redis.call('LREM', key('wait', ws), 0, id)
+end
+redis.call('HSET', record, 'state', 'running', 'started_at', int(NOW), 'deliveries', int(deliveries), 'fence', fence, 'worker', worker,
+  'host', host, 'progress', '{}', 'due_at', '0', 'waiting', '')
+take_lease(id, ws, fence, host, lease_ms)
+refresh_list(ws)
+event('job.started', 'job', id, 'task', v[9], 'workspace', ws, 'host', host, 'worker', worker, 'fence', fence, 'delivery', int(deliveries))
+return answer('run', fence)

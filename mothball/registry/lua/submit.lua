@@ -1,0 +1,152 @@
+-- include: common
+-- include: job
+-- Record a job, or join the one that is queued in the same lane (Q-30, Q-31).
+--
+-- ARGV  1 job   2 task   3 arguments, JSON   4 the same in parts, JSON ('' without lane, see below)
+--       5 workspace ('' none)   6 lane ('' none)   7 host ('' the workspace's)   8 queue ('' the host's, or control)
+--       9 origin   10 most bytes of arguments
+-- Returns {'ok', 'created' | 'joined' | 'known', HGETALL of the job}
+--       | {'gone', reason} | {'not_found', ''} | {'host_offline', host} | {'mismatch', HGETALL of the job}
+--
+-- Parts: [[name, class, value], ...] sorted by name, name and value being JSON text that is never decoded here. Class:
+--   b boolean: OR      i integer: the larger      o anything else: the later
+--   l list of JSON texts, sorted, none twice: union      n null: absorbs everything ("all of it")
+-- A key of a higher class wins over a lower one, so joining is associative and idempotent whatever is mixed.
+local id, task, args, parts = arg(1), arg(2), arg(3), arg(4)
+local ws, lane, host, queue, origin, max_bytes = arg(5), arg(6), arg(7), arg(8), arg(9), tonumber(arg(10))
+local RANK = {b = 1, i = 2, o = 3, l = 4, n = 5}
+
+local known = redis.call('HMGET', key('job', id), 'task', 'workspace')
+if known[1] then
+  local same = known[1] == task and known[2] == ws
+  if same then
+    return {'ok', 'known', redis.call('HGETALL', key('job', id))}
+  end
+  return {'mismatch', redis.call('HGETALL', key('job', id))}
+end
+
+if ws ~= '' then
+  local code, reason = workspace_error(ws)
+  if code then
+    return {code, reason}
+  end
+  if host == '' then
+    host = redis.call('HGET', key('ws', ws), 'host')
+  end
+end
+if queue == '' then
+  queue = host == '' and 'control' or 'host.' .. host
+end
+local owner = string.match(queue, '^host%.(.+)$')
+if owner and redis.call('EXISTS', key('host', owner)) == 0 then
+  return {'host_offline', owner}
+end
+
+-- Lists are sorted by bytes without the closing quote, as the client sorts them. `<` on Lua texts would follow the
+-- server's locale, and two servers would store two orders.
+local function before(a, b)
+  if string.sub(a, -1) == '"' then a = string.sub(a, 1, -2) end
+  if string.sub(b, -1) == '"' then b = string.sub(b, 1, -2) end
+  local shorter = math.min(#a, #b)
+  for at = 1, shorter, 64 do
+    if string.sub(a, at, at + 63) ~= string.sub(b, at, at + 63) then
+      for i = at, math.min(at + 63, shorter) do
+        local x, y = string.byte(a, i), string.byte(b, i)
+        if x ~= y then
+          return x < y
+        end
+      end
+    end
+  end
+  return #a < #b
+end
+
+local function union(a, b)
+  local out, i, j = {}, 1, 1
+  while i <= #a or j <= #b do
+    if j > #b or (i <= #a and a[i] ~= b[j] and before(a[i], b[j])) then
+      out[#out + 1] = a[i]
+      i = i + 1
+    else
+      if i <= #a and a[i] == b[j] then
+        i = i + 1
+      end
+      out[#out + 1] = b[j]
+      j = j + 1
+    end
+  end
+  return out
+end
+
+local function join(old, new)
+  if RANK[old[2]] ~= RANK[new[2]] then
+    return RANK[old[2]] > RANK[new[2]] and old or new
+  end
+  if old[2] == 'b' then
+    return old[3] == 'true' and old or new
+  elseif old[2] == 'i' then
+    return tonumber(old[3]) > tonumber(new[3]) and old or new
+  elseif old[2] == 'l' then
+    return {new[1], 'l', union(old[3], new[3])}
+  end
+  return new
+end
+
+local function join_all(old, new)
+  local out, i, j = {}, 1, 1
+  while i <= #old or j <= #new do
+    if j > #new or (i <= #old and before(old[i][1], new[j][1])) then
+      out[#out + 1] = old[i]
+      i = i + 1
+    elseif i > #old or before(new[j][1], old[i][1]) then
+      out[#out + 1] = new[j]
+      j = j + 1
+    else
+      out[#out + 1] = join(old[i], new[j])
+      i, j = i + 1, j + 1
+    end
+  end
+  return out
+end
+
+local function text_of(all)
+  local out = {}
+  for n, part in ipairs(all) do
+    local value = part[3]
+    if part[2] == 'l' then
+      value = '[' .. table.concat(value, ',') .. ']'
+    end
+    out[n] = part[1] .. ':' .. value
+  end
+  return '{' .. table.concat(out, ',') .. '}'
+end
+
+local lane_key = ''
+if lane ~= '' then
+  lane_key = lane .. ':' .. (ws ~= '' and ws or queue)
+  local there = redis.call('GET', key('lane', lane_key))
+  local v = there and redis.call('HMGET', key('job', there), 'state', 'task', 'parts', 'due_at') or {}
+  if v[1] == 'queued' and v[2] == task and v[3] then
+    local all = join_all(cjson.decode(v[3]), cjson.decode(parts))
+    local joined = text_of(all)
+    -- A union past the limit would be a job no worker accepts: the newcomer then becomes a job of its own.
+    if #joined <= max_bytes then
+      redis.call('HSET', key('job', there), 'args', joined, 'parts', cjson.encode(all))
+      redis.call('HINCRBY', key('job', there), 'joined', 1)
+      if v[4] ~= '0' then
+        -- It was waiting out a backoff; somebody asks for it now (Q-51).
+        requeue(there, NOW)
+      end
+      count('jobs_joined')
+      return {'ok', 'joined', redis.call('HGETALL', key('job', there))}
+    end
+  end
+  redis.call('SET', key('lane', lane_key), id)
+end
+
+create_job(id, ws, 'task', task, 'args', args, 'host', host, 'queue', queue, 'lane', lane, 'lane_key', lane_key, 'origin', origin)
+if lane ~= '' then
+  redis.call('HSET', key('job', id), 'parts', parts)
+end
+event('job.submitted', 'job', id, 'task', task, 'workspace', ws, 'queue', queue, 'origin', origin)
+return {'ok', 'created', redis.call('HGETALL', key('job', id))}
