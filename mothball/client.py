@@ -187,8 +187,9 @@ class Fleet:
     def register_new(self, workspace: str, path: str | Path, **fields: Any) -> tuple[Workspace, bool]:
         """As `register`, and whether the record is new."""
         check_workspace_id(workspace)
-        fields.setdefault("host", self.settings.host)
-        return self.registry.workspaces.register(workspace, path=_clean_path(path), **fields)
+        host = fields.pop("host", None) or self.settings.host
+        text = _clean_path(path, local=host == self.settings.host)
+        return self.registry.workspaces.register(workspace, host=host, path=text, **fields)
 
     def get(self, workspace: str) -> Workspace:
         """The record; `NotFound`, or `Gone` with the reason when it was released."""
@@ -278,7 +279,7 @@ class Fleet:
             logger.warning("job %s is recorded, but its doorbell could not be rung (%s); maintenance.ring will", job.id, error)
 
 
-def _clean_path(path: str | Path) -> str:
+def _clean_path(path: str | Path, *, local: bool) -> str:
     text = str(path)
     if not text or "\0" in text:
         raise errors.InvalidParams("the path of a workspace must be a non-empty text without NUL")
@@ -288,7 +289,13 @@ def _clean_path(path: str | Path) -> str:
         raise errors.InvalidParams(
             f"the path of a workspace must be valid UTF-8 (names inside it may be anything): {text!a}"
         ) from None
-    return str(Path(text).expanduser().absolute())
+    if not local:
+        if not Path(text).is_absolute():
+            raise errors.InvalidParams(f"path {text!r} must be absolute when the directory is on another host")
+        return text
+    found = Path(text).expanduser().absolute()
+    # Only then: a path through a symbolic link is registered as it was given, and resolved by each capture.
+    return str(found.resolve() if ".." in found.parts else found)
 
 
 def _clean_paths(paths: Sequence[str]) -> list[str]:

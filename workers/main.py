@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mothball.cli.app import build_app, run
+from mothball.cli.output import JsonFlag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,21 +22,23 @@ def up(
         list[Path] | None,
         typer.Option(help="Folder below which workspaces may lie; repeatable. Default: the setting, else the current folder."),
     ] = None,
+    json: JsonFlag = False,
 ) -> None:
     """Run a whole fleet here: embedded Redis, worker, beat and Flower. Ctrl-C stops all of it."""
     from workers.local import run_up
 
-    raise typer.Exit(run_up(root or []))
+    raise typer.Exit(run_up(root or [], as_json=json))
 
 
 def demo(
     path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="Tree to show it on; only read.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the demo's folder.", show_default=False)] = False,
+    json: JsonFlag = False,
 ) -> None:
     """The main job on a real tree, start to finish: capture, change, read back, kill the worker, verify."""
     from workers.demo import run_demo
 
-    raise typer.Exit(run_demo(path, keep=keep))
+    raise typer.Exit(run_demo(path, keep=keep, as_json=json))
 
 
 def build() -> typer.Typer:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mothball.settings import Settings
 
 PANEL = "Fleet"
-FOLLOW_SECONDS = 2.0
 JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled", "dead")
 STATUS_JOBS = 10_000
 QUEUE_PILE = 1000
@@ -67,6 +66,8 @@ def events(
     """What happened, oldest first. With --follow --json: one object per line."""
     with open_fleet() as fleet:
         log = fleet.registry.events
+        # Taken before the list is read, so that nothing falls between the list and what follows it.
+        newest = log.list(limit=1) if follow else []
         found = sorted(log.list(limit=limit, workspace=workspace, kind=kind), key=_stream_order)
         if json and not follow:
             emit_json_array(_event_fields(event) for event in found)
@@ -75,16 +76,11 @@ def events(
             _print_event(event, json)
         if not follow:
             return
-        newest = log.list(limit=1)
-        after = newest[0].id if newest else "0-0"
-        # Events between the two reads above must not be lost: go on behind the last one that was printed.
-        if found and workspace is None and kind is None:
-            after = found[-1].id
-        while True:
-            for event in log.follow(after, FOLLOW_SECONDS):
-                after = event.id
-                if (workspace is None or event.fields.get("workspace") == workspace) and kind in (None, event.kind):
-                    _print_event(event, json)
+        printed = {event.id for event in found}
+        for event in log.follow(newest[0].id if newest else "0-0"):
+            wanted = workspace is None or event.fields.get("workspace") == workspace
+            if wanted and kind in (None, event.kind) and event.id not in printed:
+                _print_event(event, json)
 
 
 def _stream_order(event: Event) -> tuple[int, int]:

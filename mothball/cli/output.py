@@ -143,7 +143,7 @@ def describe_progress(job: Job) -> str:
     """One short line about a job: its state, or the checkpoint with counts while it runs."""
     if job.state != "running" or not job.progress:
         return job.state
-    parts = [str(job.progress.get("checkpoint") or job.progress.get("phase") or "running")]
+    parts = [str(job.progress.get("step") or "running")]
     if isinstance(files := job.progress.get("files"), int):
         parts.append(f"{files:,} files")
     if isinstance(size := job.progress.get("bytes"), int):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import sys
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from mothball.store.tree import Entry, Tree
 
 PANEL = "Captures"
-COPY_BYTES = 1 << 20
 PROBLEMS_SHOWN = 20
 AtRef = Annotated[str, typer.Option("--at", metavar="REF", help="A ref (latest, ...) or a digest.")]
 _TYPE_BITS = {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK, "hardlink": stat.S_IFREG}
@@ -90,9 +88,9 @@ def cat(
     at: AtRef = "latest",
 ) -> None:
     """Write one file of a capture to stdout, byte for byte."""
-    with _tree(workspace, at) as tree, tree.open(path) as source:
+    with _tree(workspace, at) as tree:
         sys.stdout.flush()
-        shutil.copyfileobj(source, sys.stdout.buffer, COPY_BYTES)
+        tree.copy(path, sys.stdout.buffer)
         sys.stdout.buffer.flush()
 
 
@@ -167,13 +165,8 @@ def _tree(workspace: str, at: str) -> Iterator[Tree]:
     _check_host(settings, workspace)
     store = _store(settings)
     digest = store.refs(workspace).get(at).digest
-    tree = Tree.open(store, digest)
-    try:
+    with Tree.open(store, digest) as tree:
         yield tree
-    finally:
-        close = getattr(tree, "close", None)
-        if close is not None:
-            close()
 
 
 def _check_host(settings: Settings, workspace: str) -> None:
