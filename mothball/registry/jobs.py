@@ -72,6 +72,8 @@ class Jobs(Runs):
             return SubmitResult(job=job_of_flat(answer[2]), joined=answer[1] == "joined")
         if answer[0] == "host_offline":
             raise HostOffline(host=answer[1])
+        if answer[0] == "other_host":
+            raise InvalidParams(f"workspace {workspace!r} is on host {answer[1]!r}, not on {host!r}")
         if answer[0] == "mismatch":
             raise InvalidParams(f"job id {id!r} belongs to another request ({job_of_flat(answer[1]).task})")
         raise missing(answer[0], workspace or "", answer[1])
@@ -131,8 +133,7 @@ class Jobs(Runs):
             raise InvalidParams(f"state {state!r}: use one of {', '.join(STATES)}")
         if limit <= 0:
             return []
-        found: list[Job] = []
+        found: dict[str, Job] = {}  # by id: a job that moves between indexes meanwhile is listed once
         for index in self._indexes(state, workspace):
-            found += self._newest(index, state, limit)
-        found.sort(key=lambda job: (job.submitted_at, job.id), reverse=True)
-        return found[:limit]
+            found |= {job.id: job for job in self._newest(index, state, limit)}
+        return sorted(found.values(), key=lambda job: (job.submitted_at, job.id), reverse=True)[:limit]

@@ -51,15 +51,15 @@ if ws ~= '' then
     return answer('done')
   end
 end
+local holder = redis.call('HGET', lease_key(id, ws), 'job')
+if state == 'running' and holder == id then
+  return answer('elsewhere')
+end
 local owner = string.match(queue, '^host%.(.+)$')
 if owner and owner ~= host then
   return answer('wrong_host')
 end
 
-local holder = redis.call('HGET', lease_key(id, ws), 'job')
-if state == 'running' and holder == id then
-  return answer('elsewhere')
-end
 if v[7] == '1' then
   finalise_cancelled(id)
   return answer('cancelled', '0', next_waiter(ws))
@@ -103,9 +103,7 @@ else
 end
 free_lane(id)
 leave_indexes(id)
-if v[8] == '1' then
-  redis.call('LREM', key('wait', ws), 0, id)
-end
+leave_wait_list(id, ws)
 redis.call('HSET', record, 'state', 'running', 'started_at', int(NOW), 'deliveries', int(deliveries), 'fence', fence, 'worker', worker,
   'host', host, 'progress', '{}', 'due_at', '0', 'waiting', '')
 take_lease(id, ws, fence, host, lease_ms)

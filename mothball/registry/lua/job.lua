@@ -86,14 +86,21 @@ local function trim_finished(batch)
   end
 end
 
+local function leave_wait_list(id, ws)
+  if redis.call('HGET', key('job', id), 'waiting') == '1' then
+    redis.call('LREM', key('wait', ws), 0, id)
+    if redis.call('EXISTS', key('wait', ws)) == 0 then
+      redis.call('ZREM', key('waiting'), ws)
+    end
+  end
+end
+
 -- finalise(id, state, field, value, ...): the record's last state; from here on it lives for JOB_TTL.
 local function finalise(id, state, ...)
   local ws = redis.call('HGET', key('job', id), 'workspace') or ''
   free_lane(id)
   leave_indexes(id)
-  if redis.call('HGET', key('job', id), 'waiting') == '1' then
-    redis.call('LREM', key('wait', ws), 0, id)
-  end
+  leave_wait_list(id, ws)
   redis.call('HSET', key('job', id), 'state', state, 'finished_at', int(NOW), 'waiting', '', 'due_at', '0', ...)
   redis.call('HDEL', key('job', id), 'parts')
   redis.call('PEXPIRE', key('job', id), int(JOB_TTL))

@@ -6,7 +6,8 @@
 --       5 workspace ('' none)   6 lane ('' none)   7 host ('' the workspace's)   8 queue ('' the host's, or control)
 --       9 origin   10 most bytes of arguments
 -- Returns {'ok', 'created' | 'joined' | 'known', HGETALL of the job}
---       | {'gone', reason} | {'not_found', ''} | {'host_offline', host} | {'mismatch', HGETALL of the job}
+--       | {'gone', reason} | {'not_found', ''} | {'host_offline', host}
+--       | {'other_host', host of the workspace} | {'mismatch', HGETALL of the job}
 --
 -- Parts: [[name, class, value], ...] sorted by name, name and value being JSON text that is never decoded here. Class:
 --   b boolean: OR      i integer: the larger      o anything else: the later
@@ -30,9 +31,11 @@ if ws ~= '' then
   if code then
     return {code, reason}
   end
-  if host == '' then
-    host = redis.call('HGET', key('ws', ws), 'host')
+  local home = redis.call('HGET', key('ws', ws), 'host')
+  if host ~= '' and host ~= home then
+    return {'other_host', home}
   end
+  host = home
 end
 if queue == '' then
   queue = host == '' and 'control' or 'host.' .. host
