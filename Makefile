@@ -67,6 +67,8 @@ constraints: ## pin all dependencies again (needs uv), for every platform and Py
 	@command -v uv >/dev/null || { echo "make constraints needs uv (pip install uv)." >&2; exit 1; }
 	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group build --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make constraints" --upgrade --quiet --output-file constraints.txt
+	uv pip compile pyproject.toml --universal --python-version 3.11 --group build --generate-hashes --constraints constraints.txt \
+		--no-emit-index-url --custom-compile-command "make constraints" --quiet --output-file deploy/docker/requirements.txt
 
 hooks: $(INSTALLED) ## run the linters before every commit
 	$(BIN)/pre-commit install
