@@ -1,1 +1,6 @@
-"""The jobs: one module per family, thin."""
+"""The jobs: one module per family, thin. A task validates, holds its lease, calls `mothball`, records the outcome."""
+
+from __future__ import annotations
+
+MODULES = ("tasks.capture", "tasks.maintenance")
+"""Modules that declare tasks; importing them fills `tasks.job.SPECS` and `tasks.sweep.SWEEPS`."""

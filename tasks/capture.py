@@ -1,0 +1,109 @@
+"""workspace.capture: the content of a workspace, stored as the next generation of its OCI image."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mothball.errors import InvalidParams
+from mothball.names import check_workspace_id
+from mothball.settings import Settings
+from tasks.context import JobContext
+from tasks.job import Outcome, job_task
+from tasks.spec import condense
+
+_SOFT_MARGIN_SECONDS = 60
+
+
+class CaptureOptions(BaseModel):
+    """Overrides of the host's capture settings for one workspace or one capture; unset ones follow the settings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    profile: Literal["full", "light"] | None = None
+    max_file_bytes: int | None = Field(default=None, ge=0)
+    max_total_bytes: int | None = Field(default=None, ge=0)
+    max_files: int | None = Field(default=None, ge=1)
+    use_gitignore: bool | None = None
+    exclude_caches: bool | None = None
+    one_file_system: bool | None = None
+    owner: Literal["captured", "clamp"] | None = None
+    ignore: list[str] | None = None
+
+
+class CaptureArgs(BaseModel):
+    """Arguments of workspace.capture."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    workspace: str = Field(description="id of a registered workspace")
+    paths: list[str] | None = Field(default=None, description="read these again even if their stat says unchanged")
+    full: bool = Field(default=False, description="write one fresh layer instead of a difference")
+    verify: bool = Field(default=False, description="read back what was written")
+    options: CaptureOptions = CaptureOptions()
+
+    @field_validator("workspace")
+    @classmethod
+    def _is_an_id(cls, value: str) -> str:
+        try:
+            return check_workspace_id(value)
+        except InvalidParams as error:
+            raise ValueError(error.message) from None
+
+
+def hard_limit(settings: Settings) -> int:
+    """Hard time limit of a capture, seconds."""
+    return settings.capture_time_limit
+
+
+def soft_limit(settings: Settings) -> int:
+    """Soft time limit of a capture, seconds: a minute to record why, or half of a limit shorter than two minutes."""
+    return settings.capture_time_limit - min(_SOFT_MARGIN_SECONDS, settings.capture_time_limit // 2)
+
+
+@job_task(
+    name="workspace.capture", args=CaptureArgs, queue="host", lane="capture", time_limit=hard_limit, soft_time_limit=soft_limit
+)
+def capture(ctx: JobContext, args: CaptureArgs) -> Outcome:
+    """Capture the workspace into this host's store and record the new generation, if anything changed."""
+    from mothball.capture import CaptureRequest, capture_workspace
+
+    workspace = ctx.registry.workspaces.get(args.workspace)
+    parent = None
+    if workspace.repo and not workspace.digest:
+        parent = ctx.registry.workspaces.latest_of_repo(workspace.repo, ctx.host, exclude=workspace.id)
+    result = capture_workspace(
+        CaptureRequest(
+            workspace=workspace.id,
+            path=workspace.path,
+            repo=workspace.repo or None,
+            job=ctx.job.id,
+            fence=ctx.fence,
+            paths=tuple(args.paths) if args.paths is not None else None,
+            full=args.full,
+            verify=args.verify,
+            parent_candidate=parent,
+            options=merged_options(workspace.policy, args.options),
+            host=ctx.host,
+        ),
+        ctx.settings,
+        checkpoint=lambda name, progress: ctx.checkpoint(name, **progress),
+    )
+    record = {
+        "generation": result.generation,
+        "digest": result.digest,
+        "bytes": result.bytes,
+        "files": result.files,
+        "stored_bytes": result.stored_bytes,
+    }
+    return Outcome(result=result.to_dict(), record=record)
+
+
+def merged_options(policy: dict[str, Any], options: CaptureOptions) -> dict[str, Any]:
+    """The workspace's own capture options, overridden by those of this request; raises `InvalidParams` for a wrong policy."""
+    try:
+        defaults = CaptureOptions.model_validate(policy.get("capture", {}))
+    except ValidationError as error:
+        raise InvalidParams(f"the workspace's capture policy: {condense(error)}") from None
+    return {**defaults.model_dump(exclude_none=True), **options.model_dump(exclude_none=True)}

@@ -1,0 +1,46 @@
+"""The real app plus one slow job, for tests that must catch a job in the middle: ``celery -A tests.acceptance.slow_app``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+import tasks
+from tasks.context import JobContext
+from tasks.job import Outcome, job_task
+
+
+class SlowArgs(BaseModel):
+    """`seconds` of work, then one line appended to `effects`: the effect that must happen exactly once."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    workspace: str
+    seconds: float
+    effects: str
+    deaf: bool = False
+
+
+@job_task(name="probe.slow", args=SlowArgs, queue="host", time_limit=120, soft_time_limit=100)
+def slow(ctx: JobContext, args: SlowArgs) -> Outcome:
+    """Work in small steps with a checkpoint after each; `deaf` works without checkpoints."""
+    with Path(args.effects).with_suffix(".started").open("a") as started:
+        started.write(f"{ctx.job.id} {ctx.fence}\n")
+    end = time.monotonic() + args.seconds
+    while time.monotonic() < end:
+        time.sleep(0.02)
+        if not args.deaf:
+            ctx.checkpoint("work", left=round(end - time.monotonic(), 1))
+    ctx.checkpoint("publish")
+    with Path(args.effects).open("a") as effects:
+        effects.write(f"{ctx.job.id} {ctx.fence}\n")
+    return Outcome(result={"slept": args.seconds, "fence": ctx.fence})
+
+
+tasks.MODULES = (*tasks.MODULES, __name__)
+
+from workers.app import app  # noqa: E402 - the module list must be complete before the app is configured
+
+__all__ = ["app"]
