@@ -1,0 +1,348 @@
+"""One capture, start to finish: walk, compare, pack, publish (design.md, sections 5 and 6)."""
+
+from __future__ import annotations
+
+import json
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mothball.capture.baseline import Baseline, drop_other_indexes, load_index, save_index
+from mothball.capture.changes import Changes, Comparison
+from mothball.capture.gitstate import git_states
+from mothball.capture.pack import Packer
+from mothball.capture.reading import Reader
+from mothball.capture.root import open_root
+from mothball.capture.types import CaptureOptions, CaptureRequest, CaptureResult, Checkpoint, Entry, Omission, printable
+from mothball.capture.walk import Found, Walker
+from mothball.errors import Corrupt
+from mothball.names import check_workspace_id
+from mothball.settings import Settings
+from mothball.store import Ref, RefIndex, Store
+from mothball.store.blobs import full_disk_is_no_space
+from mothball.store.layer import Layer, LayerWriter
+from mothball.store.manifest import (
+    FORMAT,
+    LAYER_CONTENT,
+    MEDIA_CONFIG,
+    PREFIX,
+    Descriptor,
+    Manifest,
+    build_config,
+    build_manifest,
+    diff_ids,
+    load_manifest,
+)
+from mothball.store.refs import LATEST
+from mothball.store.toc import sort_key
+from mothball.store.tree import Tree
+
+MAX_LISTED_OMISSIONS = 10_000
+"""Omissions listed one by one in the image's config; further ones are only counted."""
+MAX_RESULT_OMISSIONS = 100
+_CREATED = "org.opencontainers.image.created"
+
+
+class Parent(NamedTuple):
+    """The generation a capture builds on."""
+
+    digest: str
+    manifest: Manifest
+    diff_ids: list[str]
+    baseline: Baseline
+
+    @property
+    def content(self) -> int:
+        """Bytes of file content in all its layers, dead ones included."""
+        return sum(int(layer.annotations.get(LAYER_CONTENT, "0")) for layer in self.manifest.layers)
+
+
+def capture_workspace(request: CaptureRequest, settings: Settings, *, checkpoint: Checkpoint = lambda _name, _data: None) -> CaptureResult:
+    """Capture `request.path` into the store of this host and point the workspace's ``latest`` at it.
+
+    Raises `SourceMissing`, `PathNotAllowed`, `InvalidParams`, `Oversize`, `NoSpace`, `Busy`, `LeaseLost`, and what `checkpoint`
+    raises. On every error the store is as before but for a blob that nothing refers to, which the collector takes.
+    """
+    check_workspace_id(request.workspace)
+    options = CaptureOptions.merge(settings, request.options)
+    store = Store(settings.store_dir, fsync=settings.fsync)
+    with open_root(request.path, settings.workspace_roots) as root_fd, full_disk_is_no_space(store.root):
+        store.prepare()
+        store.blobs.sweep_temp()
+        return _Capture(request, settings, options, store, root_fd, checkpoint).run()
+
+
+class _Capture:
+    def __init__(
+        self, request: CaptureRequest, settings: Settings, options: CaptureOptions, store: Store, root_fd: int, checkpoint: Checkpoint
+    ) -> None:
+        self.request = request
+        self.settings = settings
+        self.options = options
+        self.store = store
+        self.root_fd = root_fd
+        self.checkpoint = checkpoint
+        self.refs: RefIndex = store.refs(request.workspace)
+        self.name = self.refs.folder.name
+        self.clamp = options.owner == "clamp"
+        self.started = time.monotonic()
+        self.started_ns = time.time_ns()
+
+    def run(self) -> CaptureResult:
+        self.refs.prepare()
+        self.refs.take_fence(self.request.fence, self.request.job)
+        latest = self.refs.find(LATEST)
+        own_store = self.store.root.stat()
+        found = Walker(self.root_fd, self.options, self.checkpoint, skip=(own_store.st_dev, own_store.st_ino)).run()
+        self.git = git_states(self.root_fd, self.request.path, found.repositories, self.settings.workspace_roots)
+        with Reader(self.root_fd) as reader:
+            parent = self._parent(latest, found)
+            changes = Changes()
+            if parent:
+                changes = Comparison(
+                    parent.baseline, reader, clamp=self.clamp, again=self.request.paths, checkpoint=self.checkpoint
+                ).run(found.entries)
+                if latest and not changes.any and not self.request.full:
+                    return self._unchanged(latest, parent, found, changes)
+            squash = bool(parent) and (self.request.full or self._should_squash(parent, found, changes))
+            if squash or parent is None:
+                parent, changes = None, _everything(found, changes)
+            return self._changed(latest, parent, found, changes, reader, squashed=squash and latest is not None)
+
+    def _parent(self, latest: Ref | None, found: Found) -> Parent | None:
+        """The generation to build on; None when there is none that is whole, then everything is captured afresh."""
+        if latest:
+            return self._load(latest.digest, self.name)
+        if self.request.parent_candidate is None or self.request.full:
+            return None
+        candidate = self.store.refs(self.request.parent_candidate).find(LATEST)
+        parent = self._load(candidate.digest, None) if candidate else None
+        if parent is None:
+            return None
+        known = parent.baseline.signatures
+        shared = sum(entry.size for entry in found.entries if entry.size and entry.path in known and known[entry.path][3] == entry.size)
+        return parent if 2 * shared >= found.bytes and shared else None
+
+    def _load(self, digest: str, name: str | None) -> Parent | None:
+        """`digest` as a parent, by its stat index when `name` has one; None when any blob of it is missing or cut."""
+        blobs = self.store.blobs
+        try:
+            manifest = load_manifest(blobs, digest)
+            if any(blobs.size(layer.digest) != layer.size for layer in manifest.layers):
+                return None
+            below = diff_ids(blobs, manifest)
+            baseline = load_index(self.store, name, digest, self.options.owner) if name else None
+            if baseline is None:
+                with Tree.open(self.store, digest) as tree:
+                    baseline = Baseline.from_tree(tree)
+        except Corrupt:
+            return None
+        return Parent(digest, manifest, below, baseline)
+
+    def _should_squash(self, parent: Parent | None, found: Found, changes: Changes) -> bool:
+        if parent is None:
+            return False
+        if len(parent.manifest.layers) + 1 > self.settings.max_layers:
+            return True
+        new = sum(entry.size for entry in found.entries if entry.path in changes.emit and stat.S_ISREG(entry.mode))
+        return parent.content + new - found.bytes > found.bytes
+
+    def _unchanged(self, latest: Ref, parent: Parent, found: Found, changes: Changes) -> CaptureResult:
+        """No layer, no generation, same digest. A run that died after publishing finds its own work here."""
+        if changes.stale:
+            self._save_index(latest.digest, found.entries, parent.baseline, changes.hashes, parent.baseline.links)
+        omissions = found.omissions + changes.omissions
+        mine = latest.get("job") == self.request.job
+        stats: dict[str, Any] = json.loads(latest.get("stats", "{}")) if mine else {}
+        return CaptureResult(
+            workspace=self.request.workspace,
+            digest=latest.digest,
+            parent=stats.get("parent") if mine else latest.digest,
+            generation=max(latest.generation, self.request.generation_floor),
+            changed=mine,
+            files=found.files,
+            bytes=found.bytes,
+            stored_bytes=int(stats.get("stored_bytes", 0)),
+            layers=len(parent.manifest.layers),
+            added=int(stats.get("added", 0)),
+            modified=int(stats.get("modified", 0)),
+            deleted=int(stats.get("deleted", 0)),
+            squashed=bool(stats.get("squashed", False)),
+            torn=list(stats.get("torn", [])),
+            git=self.git,
+            seconds=round(time.monotonic() - self.started, 6),
+            **_listed(omissions),
+        )
+
+    def _changed(
+        self, latest: Ref | None, parent: Parent | None, found: Found, changes: Changes, reader: Reader, *, squashed: bool
+    ) -> CaptureResult:
+        blobs, settings = self.store.blobs, self.settings
+        known = parent.baseline.signatures if parent else {}
+        with LayerWriter(
+            blobs, frame_bytes=settings.frame_bytes, level=settings.zstd_level, threads=settings.capture_threads
+        ) as writer:
+            packer = Packer(writer, reader, clamp=self.clamp, known=known, checkpoint=self.checkpoint)
+            _pack(packer, found.entries, changes)
+            removed = sorted({*map(_raw, changes.gone), *map(_raw, changes.replaced), *packer.removed}, key=sort_key)
+            layer = writer.finish(packer.rows, removed, packer.content)
+        if self.request.verify:
+            self.checkpoint("verify", {"stored_bytes": layer.descriptor.size})
+            blobs.check(layer.descriptor.digest)
+        omissions = found.omissions + changes.omissions + packer.omissions
+        lost = {omission.path for omission in changes.omissions + packer.omissions}
+        entries = [packer.read.get(entry.path, entry) for entry in found.entries if entry.path not in lost]
+        files, size = _totals(entries)
+        digest, manifest_size, new_bytes = self._write_image(parent, layer, omissions, files, size)
+        if latest and latest.digest == digest:
+            generation, changed = latest.generation, False
+        else:
+            generation, changed = max(latest.generation if latest else 0, self.request.generation_floor) + 1, True
+        result = CaptureResult(
+            workspace=self.request.workspace,
+            digest=digest,
+            parent=latest.digest if latest else (parent.digest if parent else None),
+            generation=generation,
+            changed=changed,
+            files=files,
+            bytes=size,
+            stored_bytes=new_bytes,
+            layers=1 + (len(parent.manifest.layers) if parent else 0),
+            added=changes.added,
+            modified=changes.modified,
+            deleted=changes.deleted,
+            torn=[printable(path) for path in packer.torn],
+            git=self.git,
+            squashed=squashed,
+            **_listed(omissions),
+        )
+        hashes = {**changes.hashes, **packer.hashes}
+        links = {} if parent is None else {p: t for p, t in parent.baseline.links.items() if p not in changes.emit}
+        links.update(packer.links)
+        torn = set(packer.torn)
+        stable = [entry._replace(ctime_ns=0) if entry.path in torn else entry for entry in entries]
+        self._save_index(digest, stable, parent.baseline if parent else None, hashes, links)
+        return self._publish(result, manifest_size)
+
+    def _write_image(
+        self, parent: Parent | None, layer: Layer, omissions: list[Omission], files: int, size: int
+    ) -> tuple[str, int, int]:
+        """Config and manifest; returns the manifest's digest and size, and the bytes that are new in the store."""
+        blobs = self.store.blobs
+        labels = {PREFIX + "omissions": _omission_label(omissions), PREFIX + "git": json.dumps(self.git, sort_keys=True)}
+        config = build_config(diff_ids=[*(parent.diff_ids if parent else ()), layer.diff_id], labels=labels)
+        config_digest, config_new = blobs.put(config)
+        annotations = {PREFIX + "format": FORMAT, PREFIX + "files": str(files), PREFIX + "bytes": str(size)}
+        annotations |= {f"{PREFIX}omitted.{reason}": str(n) for reason, n in Counter(o.reason for o in omissions).items()}
+        if parent:
+            annotations[PREFIX + "parent"] = parent.digest
+        manifest = build_manifest(
+            config=Descriptor(MEDIA_CONFIG, config_digest, len(config)),
+            layers=[*(parent.manifest.layers if parent else ()), layer.descriptor],
+            annotations=annotations,
+        )
+        digest, manifest_new = blobs.put(manifest)
+        new_bytes = (layer.descriptor.size if layer.new else 0) + len(config) * config_new + len(manifest) * manifest_new
+        return digest, len(manifest), new_bytes
+
+    def _publish(self, result: CaptureResult, manifest_size: int) -> CaptureResult:
+        """Move ``latest``, the last step that can be refused; the record follows when the job is finished."""
+        self.checkpoint("publish", {"files": result.files, "bytes": result.bytes})
+        request = self.request
+        result = msgspec.structs.replace(result, seconds=round(time.monotonic() - self.started, 6))
+        if result.changed:
+            stats = {key: getattr(result, key) for key in ("parent", "stored_bytes", "added", "modified", "deleted", "squashed", "torn")}
+            notes = {
+                "workspace": request.workspace,
+                "repo": request.repo or "",
+                "host": request.host,
+                "path": printable(request.path),
+                "job": request.job,
+                "fence": str(request.fence),
+                "generation": str(result.generation),
+                "files": str(result.files),
+                "bytes": str(result.bytes),
+                "git": json.dumps(result.git, sort_keys=True),
+                "stats": json.dumps(stats, sort_keys=True),
+            }
+            annotations = {PREFIX + key: value for key, value in notes.items()}
+            annotations[_CREATED] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            self.refs.publish(LATEST, result.digest, manifest_size, annotations, fence=request.fence, job=request.job)
+        drop_other_indexes(self.store, self.name, result.digest)
+        return result
+
+    def _save_index(
+        self, digest: str, entries: list[Entry], old: Baseline | None, hashes: dict[str, bytes], links: dict[str, str]
+    ) -> None:
+        def with_hashes() -> Iterator[tuple[Entry, bytes]]:
+            for entry in entries:
+                sha = hashes.get(entry.path)
+                if sha is None:
+                    sha = old.sha(entry.path) if old and not stat.S_ISDIR(entry.mode) else b""
+                yield entry, sha
+
+        save_index(self.store, self.name, digest, self.options.owner, with_hashes(), links, self.started_ns)
+
+
+def _pack(packer: Packer, entries: list[Entry], changes: Changes) -> None:
+    """Write what changed, in order; a folder's whiteouts stand right behind the folder, before its other content."""
+    whiteouts: dict[str, list[str]] = {}
+    for path in changes.gone:
+        folder, _, name = path.rpartition("/")
+        whiteouts.setdefault(folder, []).append(name)
+    for entry in entries:
+        if entry.path in changes.emit:
+            packer.add(entry)
+        elif entry.path in changes.times:
+            packer.mtime(entry)
+        if entry.path in whiteouts and stat.S_ISDIR(entry.mode):
+            for name in sorted(whiteouts[entry.path], key=_raw):
+                packer.whiteout(entry.path, name)
+    packer.finish()
+
+
+def _everything(found: Found, known: Changes) -> Changes:
+    """A capture without parent: every entry; counts stay those of the comparison, if there was one."""
+    paths = {entry.path for entry in found.entries}
+    compared = known.any or bool(known.hashes)
+    added = known.added if compared else len(paths) - 1
+    return Changes(emit=paths, added=added, modified=known.modified, deleted=known.deleted)
+
+
+def _totals(entries: list[Entry]) -> tuple[int, int]:
+    """(files, bytes); every name counts as a file, the bytes of hard links count once."""
+    files = size = 0
+    groups = set()
+    for entry in entries:
+        if stat.S_ISREG(entry.mode):
+            files += 1
+            if entry.group is None or entry.group not in groups:
+                size += entry.size
+                groups.add(entry.group)
+    return files, size
+
+
+def _listed(omissions: list[Omission]) -> dict[str, Any]:
+    first = [_omission(o) for o in omissions[:MAX_RESULT_OMISSIONS]]
+    return {"omitted": dict(sorted(Counter(o.reason for o in omissions).items())), "omissions": first}
+
+
+def _omission(omission: Omission) -> dict[str, Any]:
+    out: dict[str, Any] = {"path": printable(omission.path), "reason": omission.reason, "size": omission.size}
+    if omission.detail:
+        out["detail"] = omission.detail
+    return out
+
+
+def _omission_label(omissions: list[Omission]) -> str:
+    listed = [_omission(o) for o in omissions[:MAX_LISTED_OMISSIONS]]
+    return json.dumps({"listed": listed, "further": max(0, len(omissions) - MAX_LISTED_OMISSIONS)}, sort_keys=True)
+
+
+def _raw(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")

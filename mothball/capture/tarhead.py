@@ -1,0 +1,93 @@
+"""Tar headers as bytes, the same for the same entry.
+
+POSIX ustar; a PAX extended header only where ustar cannot say it (long names, sizes of 8 GiB and more, large ids, times
+before 1970), as POSIX.1-2001 "pax Interchange Format" describes. Names are written as the bytes they are; a PAX name that
+is not UTF-8 is announced with ``hdrcharset=BINARY``. Times are whole seconds: the layer's table of contents has the rest.
+"""
+
+from __future__ import annotations
+
+BLOCK = 512
+END_OF_ARCHIVE = bytes(2 * BLOCK)
+_NAME, _PREFIX = 100, 155
+_OCTAL_7, _OCTAL_11 = 0o7777777, 0o77777777777
+_TAIL = b"ustar\x0000" + bytes(64) + b"0000000\x000000000\x00"
+_FIXED = sum(_TAIL) + 8 * 0x20
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole blocks."""
+    return (size + BLOCK - 1) & -BLOCK
+
+
+def _block(name: bytes, prefix: bytes, kind: bytes, link: bytes, mode: int, uid: int, gid: int, size: int, mtime: int) -> bytes:
+    numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (mode, uid, gid, size, mtime)
+    total = sum(name) + sum(prefix) + sum(link) + sum(numbers) + kind[0] + _FIXED
+    return b"%b%b%06o\0 %b%b%b%b" % (
+        name.ljust(_NAME, b"\0"), numbers, total, kind, link.ljust(_NAME, b"\0"), _TAIL, prefix.ljust(_PREFIX + 12, b"\0"),
+    )  # fmt: skip
+
+
+def _split(path: bytes) -> tuple[bytes, bytes] | None:
+    """(prefix, name) when ustar can hold `path`, else None."""
+    if len(path) <= _NAME:
+        return b"", path
+    if len(path) > _PREFIX + 1 + _NAME:
+        return None
+    cut = path.find(b"/", len(path) - _NAME - 1)
+    if cut < 1 or cut > _PREFIX or cut == len(path) - 1:
+        return None
+    return path[:cut], path[cut + 1 :]
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    size = len(key) + len(value) + 3
+    total = size + len(str(size))
+    if len(str(total)) != len(str(size)):
+        total = size + len(str(total))
+    return b"%d %b=%b\n" % (total, key, value)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def header(path: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, link: bytes = b"") -> bytes:
+    """The header of one member, with its PAX header in front when needed.
+
+    `kind` is the ustar type flag: ``0`` file, ``1`` hard link, ``2`` symbolic link, ``5`` folder. `mtime` is seconds.
+    """
+    split = _split(path)
+    if split and len(link) <= _NAME and size <= _OCTAL_11 and 0 <= mtime <= _OCTAL_11 and uid <= _OCTAL_7 and gid <= _OCTAL_7:
+        return _block(split[1], split[0], kind, link, mode, uid, gid, size, mtime)
+    records: list[bytes] = []
+    if not (_is_utf8(path) and _is_utf8(link)):
+        records.append(_record(b"hdrcharset", b"BINARY"))
+    if not split:
+        records.append(_record(b"path", path))
+    if len(link) > _NAME:
+        records.append(_record(b"linkpath", link))
+    if size > _OCTAL_11:
+        records.append(_record(b"size", b"%d" % size))
+    if not 0 <= mtime <= _OCTAL_11:
+        records.append(_record(b"mtime", b"%d" % mtime))
+    if uid > _OCTAL_7:
+        records.append(_record(b"uid", b"%d" % uid))
+    if gid > _OCTAL_7:
+        records.append(_record(b"gid", b"%d" % gid))
+    body = b"".join(records)
+    prefix, name = split or (b"", path[:_NAME])
+    return b"".join(
+        (
+            _block(b"PaxHeaders/0", b"", b"x", b"", 0o644, 0, 0, len(body), 0),
+            body.ljust(padded(len(body)), b"\0"),
+            _block(
+                name, prefix, kind, link[:_NAME], mode, min(uid, _OCTAL_7), min(gid, _OCTAL_7),
+                size if size <= _OCTAL_11 else 0, min(max(mtime, 0), _OCTAL_11),
+            ),
+        )
+    )  # fmt: skip

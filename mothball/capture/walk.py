@@ -1,0 +1,208 @@
+"""The walk: everything below a root, in order, through directory descriptors.
+
+Nothing outside the root can be reached: each folder is opened relative to its parent's descriptor with ``O_NOFOLLOW``,
+so swapping a folder for a symbolic link while the walk runs gains an attacker an omission, not a file of the host. FIFOs,
+sockets and devices are never opened (B-26). What is left out is recorded with its reason (B-24, B-25).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mothball.capture.ignore import IgnoreRules
+from mothball.capture.types import CaptureOptions, Checkpoint, Entry, Omission
+from mothball.errors import Oversize
+
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+IGNORE_FILE = ".mothballignore"
+IGNORE_FILE_LIMIT = 1024**2
+CACHE_TAG = "CACHEDIR.TAG"
+CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
+"""The first 43 bytes of a valid tag, see bford.info/cachedir."""
+MAX_DEPTH = 512
+"""One descriptor and one Python frame per level are held; deeper folders are recorded as unreadable."""
+RESCANS = 3
+"""A folder that changes while it is listed is listed again, this often."""
+CHECK_EVERY = 4096
+
+_S_IFMT, _S_IFDIR, _S_IFREG, _S_IFLNK = 0o170000, stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK
+
+
+@dataclass
+class Found:
+    """What a walk found; `entries` in the order of the layer: folders before their content, names by their bytes."""
+
+    entries: list[Entry] = field(default_factory=list)
+    omissions: list[Omission] = field(default_factory=list)
+    repositories: list[str] = field(default_factory=list)
+    """Folders that hold a ``.git``, relative to the root."""
+    files: int = 0
+    bytes: int = 0
+    """Content of the files; that of hard links once."""
+
+
+class Walker:
+    """One walk; `run` once."""
+
+    def __init__(self, root_fd: int, options: CaptureOptions, checkpoint: Checkpoint, skip: tuple[int, int] = (0, 0)) -> None:
+        """`skip`: (device, inode) of Mothball's own store, which must not capture itself."""
+        self._skip = skip
+        self._root = root_fd
+        self._options = options
+        self._checkpoint = checkpoint
+        self._found = Found()
+        self._linked: set[tuple[int, int]] = set()
+
+    def run(self) -> Found:
+        """Walk; raises `Oversize` when a budget of the workspace is passed, and what `checkpoint` raises."""
+        root = os.fstat(self._root)
+        self._device = root.st_dev
+        self._found.entries.append(Entry("", root.st_mode, root.st_uid, root.st_gid, 0, root.st_mtime_ns, 0, 0))
+        self._folder(self._root, "", IgnoreRules.root(self._options.ignore), 0)
+        return self._found
+
+    def _omit(self, path: str, reason: str, size: int | None = 0, detail: str = "") -> None:
+        self._found.omissions.append(Omission(path, reason, size, detail))
+
+    def _list(self, fd: int) -> list[os.DirEntry[str]]:
+        for _ in range(RESCANS):
+            before = os.fstat(fd).st_mtime_ns
+            with os.scandir(fd) as scan:
+                listing = list(scan)
+            if os.fstat(fd).st_mtime_ns == before:
+                break
+        listing.sort(key=_by_bytes)
+        return listing
+
+    def _folder(self, fd: int, prefix: str, rules: IgnoreRules, depth: int) -> None:
+        listing = self._list(fd)
+        rules = rules.descend(prefix, self._ignore_texts(fd, prefix, listing))
+        if prefix and self._options.exclude_caches and _is_cache(fd, listing):
+            self._omit(prefix, "ignored", None, CACHE_TAG)
+            listing = [item for item in listing if item.name == CACHE_TAG]
+        entries, active, cap = self._found.entries, rules.active(), self._options.file_cap
+        add = entries.append
+        for item in listing:
+            name = item.name
+            path = f"{prefix}/{name}" if prefix else name
+            if name == ".git":
+                self._found.repositories.append(prefix)
+                continue
+            try:
+                st = item.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                self._omit(path, "vanished")
+                continue
+            kind = st.st_mode & _S_IFMT
+            if active and rules.ignored(path, kind == _S_IFDIR):
+                self._omit(path, "ignored", None if kind == _S_IFDIR else st.st_size)
+            elif name.startswith(".wh."):
+                self._omit(path, "whiteout_name", None if kind == _S_IFDIR else st.st_size)
+            elif st.st_dev != self._device and self._options.one_file_system:
+                self._omit(path, "other_filesystem", None if kind == _S_IFDIR else st.st_size)
+                if kind == _S_IFDIR:
+                    add(Entry(path, st.st_mode, st.st_uid, st.st_gid, 0, st.st_mtime_ns, 0, 0))
+            elif kind == _S_IFREG:
+                if cap is not None and st.st_size > cap:
+                    self._omit(path, "too_large", st.st_size)
+                    continue
+                size = st.st_size
+                self._found.files += 1
+                group = (st.st_dev, st.st_ino) if st.st_nlink > 1 else None
+                if group is None or group not in self._linked:
+                    self._found.bytes += size
+                    if group:
+                        self._linked.add(group)
+                add(Entry(path, st.st_mode, st.st_uid, st.st_gid, size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino,
+                          group, st.st_blocks * 512 < size))  # fmt: skip
+            elif kind == _S_IFDIR and (st.st_dev, st.st_ino) == self._skip:
+                self._omit(path, "ignored", None, "the store of Mothball itself")
+            elif kind == _S_IFDIR:
+                add(Entry(path, st.st_mode, st.st_uid, st.st_gid, 0, st.st_mtime_ns, 0, 0))
+                self._enter(fd, name, path, rules, depth + 1)
+            elif kind == _S_IFLNK:
+                add(Entry(path, st.st_mode, st.st_uid, st.st_gid, 0, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+            else:
+                self._omit(path, "special", 0, _KINDS.get(kind, ""))
+            if not len(entries) % CHECK_EVERY:
+                self._check_budgets()
+        if not depth:
+            self._check_budgets()
+
+    def _enter(self, parent: int, name: str, path: str, rules: IgnoreRules, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            self._omit(path, "unreadable", None, f"deeper than {MAX_DEPTH} folders")
+            return
+        try:
+            fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
+        except (FileNotFoundError, NotADirectoryError):
+            self._omit(path, "vanished", None)
+            return
+        except OSError as error:
+            self._omit(path, "unreadable", None, error.strerror or "")
+            return
+        try:
+            self._folder(fd, path, rules, depth)
+        except (PermissionError, FileNotFoundError) as error:
+            self._omit(path, "unreadable", None, error.strerror or "")
+        finally:
+            os.close(fd)
+
+    def _ignore_texts(self, fd: int, prefix: str, listing: Sequence[os.DirEntry[str]]) -> list[bytes]:
+        """The ignore files of this folder, the weaker one first: a later rule wins."""
+        wanted = (".gitignore", IGNORE_FILE) if self._options.use_gitignore else (IGNORE_FILE,)
+        there = {item.name for item in listing if item.name in wanted}
+        texts = []
+        for name in wanted:
+            if name in there:
+                text = read_small(fd, name, IGNORE_FILE_LIMIT)
+                if text is None:
+                    self._omit(f"{prefix}/{name}" if prefix else name, "unreadable", 0, "an ignore file that cannot be read rules nothing")
+                else:
+                    texts.append(text)
+        return texts
+
+    def _check_budgets(self) -> None:
+        found, options = self._found, self._options
+        if len(found.entries) > options.max_files:
+            raise Oversize("the workspace has more than {0} entries, the limit (max_files) of this capture; nothing was written"
+                           .format(options.max_files), what="workspace", size=len(found.entries), limit=options.max_files)  # fmt: skip
+        if options.max_total_bytes and found.bytes > options.max_total_bytes:
+            raise Oversize("the workspace has more than {0} bytes, the limit (max_total_bytes) of this capture; nothing was written"
+                           .format(options.max_total_bytes), what="workspace", size=found.bytes, limit=options.max_total_bytes)  # fmt: skip
+        self._checkpoint("walk", {"entries": len(found.entries)})
+
+
+_KINDS = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFCHR: "character device", stat.S_IFBLK: "block device"}
+
+
+def _by_bytes(item: os.DirEntry[str]) -> bytes:
+    return os.fsencode(item.name)
+
+
+def read_small(folder_fd: int, name: str, limit: int) -> bytes | None:
+    """A small regular file in a folder, never through a link; None when it is something else, larger or unreadable."""
+    try:
+        fd = os.open(name, FILE_FLAGS, dir_fd=folder_fd)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        data = os.read(fd, limit + 1)
+        return data if len(data) <= limit else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _is_cache(fd: int, listing: Sequence[os.DirEntry[str]]) -> bool:
+    if not any(item.name == CACHE_TAG for item in listing):
+        return False
+    text = read_small(fd, CACHE_TAG, 64 * 1024)
+    return text is not None and text.startswith(CACHE_SIGNATURE)
