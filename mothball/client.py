@@ -248,8 +248,8 @@ class Fleet:
         `Unavailable` when the record could not be written, `InvalidParams`, `NotFound`, `Gone` or `HostOffline`.
         """
         submitted = self.registry.jobs.submit(task, args, workspace=workspace, lane=lane)
-        # A joined job's doorbell has been rung by whoever queued it.
-        if not submitted.joined:
+        # A joined job too: whoever queued it may have died before ringing.
+        if submitted.job.state == "queued":
             self._ring(submitted.job)
         return submitted
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 DEBUG_HINT = "MOTHBALL_LOG_LEVEL=debug shows where it happened"
+HINTS = {
+    errors.Unavailable: "`mothball up` starts a fleet on this machine; MOTHBALL_REDIS_URL or MOTHBALL_DATA_DIR names another one",
+}
 
 
 def _version(value: bool) -> None:
@@ -71,7 +74,7 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
         # typer answers EPIPE by itself with exit code 1 and a stdout that swallows everything.
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except errors.MothballError as error:
-        emit_error(error, as_json=as_json)
+        emit_error(error, as_json=as_json, hint=HINTS.get(type(error)))
         return error.exit_code
     except Exception as error:
         return _unexpected(error, as_json=as_json)

@@ -68,7 +68,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=not tty)
     for row in rows:
         drawn.add_row(*(Text(escape(str(cell))) for cell in row))
-    Console(file=sys.stdout, width=None if tty else PIPE_WIDTH, highlight=False, emoji=False, markup=False).print(drawn)
+    console = Console(file=sys.stdout, width=None if tty else PIPE_WIDTH, highlight=False, emoji=False, markup=False)
+    with console.capture() as drawing:
+        console.print(drawn)
+    sys.stdout.write("".join(text.rstrip() + "\n" for text in drawing.get().splitlines()))
 
 
 def pairs(values: Iterable[tuple[str, object]]) -> None:

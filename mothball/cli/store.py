@@ -100,11 +100,11 @@ def verify(
     json: JsonFlag = False,
 ) -> None:
     """Check this host's store: recompute the digests of what the captures refer to. Exit code 1 when something is damaged."""
-    from mothball.store.verify import verify as verify_store
-
     settings = _settings()
     if workspace is not None:
         _check_host(settings, workspace)
+    from mothball.store.verify import verify as verify_store
+
     with _progress("verify", hidden=json) as progress:
         report = verify_store(_store(settings), workspace, deep, progress)
     damage = [{"digest": item.digest, "refs": list(item.refs), "reason": item.reason} for item in report.problems]
