@@ -23,10 +23,7 @@ import msgspec
 import zstandard
 
 from mothball.errors import Corrupt
-
-ANNOTATION_OFFSET: Final = "dev.mothball.toc.offset"
-ANNOTATION_SIZE: Final = "dev.mothball.toc.size"
-ANNOTATION_DIGEST: Final = "dev.mothball.toc.digest"
+from mothball.store.manifest import TOC_DIGEST, TOC_OFFSET, TOC_SIZE
 
 VERSION: Final = 1
 SKIPPABLE_MAGIC: Final = 0x184D2A5D
@@ -92,7 +89,7 @@ class TocRow(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 class EncodedToc(NamedTuple):
-    """`payload` of the skippable frame, and the ``sha256:<hex>`` of the index within it (`ANNOTATION_DIGEST`)."""
+    """`payload` of the skippable frame, and the ``sha256:<hex>`` of the index within it (`TOC_DIGEST`)."""
 
     payload: bytes
     index_digest: str
@@ -229,6 +226,7 @@ class Toc:
         self.frames = [Frame(*frame) for frame in index.frames]
         self.blocks = [Block(sort_key(block[0]), block[1], block[2], block[3], block[4]) for block in index.blocks]
         self.removed: list[bytes] = index.removed
+        self._removed_set: frozenset[bytes] | None = None
         self.content = index.content
         self.entries = index.entries
         self._firsts = [block.first for block in self.blocks]
@@ -258,13 +256,13 @@ class Toc:
         if length > MAX_INDEX_BYTES or length > size - _TRAILER.size - _HEADER.size:
             raise _corrupt(name, f"its index claims {length} bytes")
         raw = _pread(fd, size - _TRAILER.size - length, length, name)
-        if annotations is not None and "sha256:" + hashlib.sha256(raw).hexdigest() != annotations.get(ANNOTATION_DIGEST):
+        if annotations is not None and "sha256:" + hashlib.sha256(raw).hexdigest() != annotations.get(TOC_DIGEST):
             raise _corrupt(name, "its index does not have the digest that the manifest says")
         index = _decode_index(raw, name)
         blocks_length = index.blocks[-1][1] + index.blocks[-1][2] if index.blocks else 0
         payload = blocks_length + length + _TRAILER.size
         start = size - payload
-        if annotations is not None and (annotations.get(ANNOTATION_OFFSET), annotations.get(ANNOTATION_SIZE)) != (
+        if annotations is not None and (annotations.get(TOC_OFFSET), annotations.get(TOC_SIZE)) != (
             str(start),
             str(payload),
         ):
@@ -297,6 +295,12 @@ class Toc:
         rows = self.block(number)
         place = _bisect(rows, key)
         return rows[place] if place < len(rows) and rows[place].path == path else None
+
+    def removes(self, path: bytes) -> bool:
+        """True when this layer takes exactly `path` away from the layers below."""
+        if self._removed_set is None:
+            self._removed_set = frozenset(self.removed)
+        return path in self._removed_set
 
     def block(self, number: int) -> list[TocRow]:
         """The rows of one block, checked; the last few blocks stay in memory."""

@@ -1,0 +1,375 @@
+"""The tree of a capture: its layers merged by their tables of contents, without decompressing any content.
+
+Bottom to top, a layer first takes away what it removed, then adds its rows; a row that is no folder hides whatever lay
+below that path. Walking keeps one block per layer in memory; finding one path decodes one block per layer.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+from collections.abc import Iterator
+from types import TracebackType
+from typing import BinaryIO, Final, Literal, NamedTuple
+
+import msgspec
+
+from mothball.errors import Corrupt, InvalidParams, NotFound, Oversize
+from mothball.store import Store
+from mothball.store.blobs import check_digest
+from mothball.store.manifest import MEDIA_LAYER, Descriptor, Manifest, load_manifest
+from mothball.store.read import ContentReader, FrameCache, Layer, clean_path, show
+from mothball.store.toc import Toc, TocRow, sort_key
+
+MAX_LAYERS: Final = 128
+"""Most layers of one capture that a reader opens; each costs a file descriptor."""
+READ_LIMIT: Final = 256 * 1024**2
+"""Largest file that `Tree.read` returns in one piece, bytes, unless the caller says more."""
+_KINDS: Final[dict[str, Literal["file", "dir", "symlink", "hardlink"]]] = {
+    "f": "file",
+    "d": "dir",
+    "l": "symlink",
+    "h": "hardlink",
+}
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One entry of the merged tree. `size` in bytes (0 for all but files and hard links), `mode` the permission bits.
+
+    `path` and `link` are texts as `os.fsdecode` makes them: bytes that are no UTF-8 are lone surrogates.
+    """
+
+    path: str
+    type: Literal["file", "dir", "symlink", "hardlink"]
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int
+    sha256: str | None
+    link: str | None
+    layer: int
+
+    @property
+    def name(self) -> str:
+        """The last component of the path."""
+        return self.path.rpartition("/")[2]
+
+
+class _Found(NamedTuple):
+    row: TocRow
+    layer: int
+    mtime_ns: int
+
+
+class Tree:
+    """The merged tree of one capture. It holds its layers open: use it in a ``with`` block, from one thread at a time."""
+
+    def __init__(self, layers: list[Layer], digest: str, manifest: Manifest) -> None:
+        self.layers = layers
+        self.digest = digest
+        self.manifest = manifest
+        self._frames = FrameCache()
+
+    @classmethod
+    def open(cls, store: Store, digest: str) -> Tree:
+        """The tree of the manifest `digest`. `Corrupt` names the first blob that is missing, altered or lies."""
+        manifest = load_manifest(store.blobs, digest)
+        if len(manifest.layers) > MAX_LAYERS:
+            raise Corrupt(what=f"manifest {digest}", reason=f"it has {len(manifest.layers)} layers", digest=digest)
+        layers: list[Layer] = []
+        try:
+            for number, descriptor in enumerate(manifest.layers):
+                layers.append(open_layer(store, descriptor, number))
+        except BaseException:
+            _close(layers)
+            raise
+        return cls(layers, digest, manifest)
+
+    def close(self) -> None:
+        """Close the layers; files opened from the tree cannot be read afterwards."""
+        self._frames.clear()
+        _close(self.layers)
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # -- listing -------------------------------------------------------------------------------------------------------
+
+    def walk(self, prefix: str | bytes = "") -> Iterator[Entry]:
+        """Everything below the folder `prefix`, sorted by path components, a folder before what it holds.
+
+        The folder itself is not among it. Errors as `listdir`; `Corrupt` for an entry that lies in no folder.
+        """
+        path = clean_path(prefix)
+        self._folder(path)
+        for found in self._merged(path):
+            yield _entry(found)
+
+    def listdir(self, path: str | bytes = "") -> list[Entry]:
+        """The entries of one folder, sorted by name (B-87). `NotFound`, or `InvalidParams` when it is no folder."""
+        folder = clean_path(path)
+        self._folder(folder)
+        names: set[bytes] = set()
+        for layer in self.layers:
+            names |= _children(layer.toc, folder)
+        start = folder + b"/" if folder else b""
+        found = (self._locate(start + name) for name in sorted(names))
+        return [_entry(item) for item in found if item is not None]
+
+    def find(self, path: str | bytes) -> Entry:
+        """The entry at `path` (``""``: the root); one block per layer is decoded. Raises `NotFound`, `InvalidParams`."""
+        return _entry(self._require(clean_path(path)))
+
+    stat = find
+
+    def exists(self, path: str | bytes) -> bool:
+        """True when there is an entry at `path`, which may be a symbolic link to nowhere (B-89)."""
+        return self._locate(clean_path(path)) is not None
+
+    # -- content -------------------------------------------------------------------------------------------------------
+
+    def reader(self, path: str | bytes) -> ContentReader:
+        """The unbuffered content of a file or hard link. Links are never followed. Errors as `read`."""
+        raw = clean_path(path)
+        found = self._require(raw)
+        kind = found.row.type
+        if kind == "d":
+            raise InvalidParams(f"is a directory: {show(raw)}")
+        if kind == "l":
+            raise InvalidParams(f"is a symbolic link: {show(raw)}")
+        return ContentReader(self.layers[found.layer], found.row, self._frames)
+
+    def open_file(self, path: str | bytes) -> BinaryIO:
+        """The content, seekable and buffered. Read from beginning to end it is verified; else frame by frame only."""
+        return io.BufferedReader(self.reader(path), 64 * 1024)
+
+    def read(self, path: str | bytes, limit: int = READ_LIMIT) -> bytes:
+        """The whole content of a file, verified by its sha256.
+
+        `NotFound` for an unknown path, `InvalidParams` for a folder or link (B-81), `Oversize` over `limit` bytes,
+        `Corrupt` with the blob's digest when anything does not match.
+        """
+        reader = self.reader(path)
+        size = reader.seek(0, io.SEEK_END)
+        if size > limit:
+            raise Oversize(what=f"file {show(clean_path(path))}", size=size, limit=limit)
+        out = io.BytesIO()
+        reader.copy_to(out)
+        return out.getvalue()
+
+    def copy(self, path: str | bytes, out: BinaryIO) -> int:
+        """Stream the content to `out` in small pieces and verify it at the end; returns bytes. Errors as `read`."""
+        return self.reader(path).copy_to(out)
+
+    # -- merging -------------------------------------------------------------------------------------------------------
+
+    def _require(self, path: bytes) -> _Found:
+        found = self._locate(path)
+        if found is None and not path:
+            raise Corrupt(what=f"capture {self.digest}", reason="it has no root folder", digest=self.digest)
+        if found is None:
+            raise NotFound(f"not found: {show(path)}", what="file", id=show(path))
+        return found
+
+    def _folder(self, path: bytes) -> None:
+        if self._require(path).row.type != "d":
+            raise InvalidParams(f"is not a directory: {show(path)}")
+
+    def _locate(self, path: bytes) -> _Found | None:
+        """The topmost row of `path` that no layer above hides, with the mtime of the topmost override."""
+        above = _ancestors(path)
+        mtime: int | None = None
+        for number in range(len(self.layers) - 1, -1, -1):
+            toc = self.layers[number].toc
+            row = toc.find(path)
+            if row is not None and row.type != "m":
+                return _Found(row, number, row.mtime_ns if mtime is None else mtime)
+            if row is not None and mtime is None:
+                mtime = row.mtime_ns
+            if number and _hides_below(toc, path, above):
+                break
+        if mtime is not None:
+            raise Corrupt(what=f"capture {self.digest}", reason=f"{show(path)} has an mtime and no entry", digest=self.digest)
+        return None
+
+    def _merged(self, folder: bytes) -> Iterator[_Found]:
+        """The rows below `folder` in order: a merge of all layers that remembers which subtree of which layer is hidden."""
+        start = sort_key(folder) + b"\0" if folder else b"\0"
+        stop = sort_key(folder) + b"\1" if folder else None
+        hidden = self._hidden_at(folder)
+        stack = [start if folder else b""]
+        for key, group in _grouped([layer.toc for layer in self.layers], start, stop):
+            found = _top(key, group, hidden)
+            if found is None:
+                continue
+            parent = key[: key.rfind(b"\0") + 1]
+            while stack and stack[-1] != parent:
+                stack.pop()
+            if not stack:
+                # An entry below a file or a link: whoever unpacks this would write through it.
+                raise self.layers[found.layer].toc.corrupt(f"{show(found.row.path)} lies in no folder")
+            if found.row.type == "d":
+                stack.append(key + b"\0")
+            yield found
+
+    def _hidden_at(self, folder: bytes) -> list[bytes | None]:
+        """Per layer, the prefix under which it is hidden by removals and replacements at or above `folder`."""
+        hidden: list[bytes | None] = [None] * len(self.layers)
+        above = _ancestors(folder)
+        for number in range(len(self.layers) - 1, 0, -1):
+            toc = self.layers[number].toc
+            row = toc.find(folder)
+            if _hides_below(toc, folder, above) or (row is not None and row.type not in "dm"):
+                hidden[:number] = [b""] * number
+                break
+        return hidden
+
+
+def open_layer(store: Store, descriptor: Descriptor, number: int) -> Layer:
+    """Open one layer of a manifest and read its index; `Corrupt` names the blob."""
+    digest = descriptor.digest
+    try:
+        check_digest(digest)
+    except InvalidParams as error:
+        raise Corrupt(what="a manifest", reason=f"its layer {number}: {error.message}") from None
+    if descriptor.media_type != MEDIA_LAYER:
+        raise Corrupt(what=f"layer {digest}", reason=f"its media type is {descriptor.media_type[:100]!r}", digest=digest)
+    size = store.blobs.size(digest)
+    if size != descriptor.size:
+        reason = f"it has {size} bytes, its manifest says {descriptor.size}"
+        raise Corrupt(what=f"layer {digest}", reason=reason, digest=digest)
+    file = store.blobs.open(digest)
+    try:
+        return Layer(number, digest, file, Toc.load(file, digest, descriptor.annotations))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _close(layers: list[Layer]) -> None:
+    for layer in layers:
+        layer.file.close()
+
+
+def _entry(found: _Found) -> Entry:
+    row = found.row
+    return Entry(
+        row.path.decode("utf-8", "surrogateescape"),
+        _KINDS[row.type],
+        row.mode,
+        row.uid,
+        row.gid,
+        found.mtime_ns,
+        row.size if row.type in "fh" else 0,
+        row.sha256.hex() or None,
+        row.link.decode("utf-8", "surrogateescape") if row.link else None,
+        found.layer,
+    )
+
+
+def _ancestors(path: bytes) -> list[bytes]:
+    """The folders above `path`, without the root."""
+    parts = path.split(b"/")
+    return [b"/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _hides_below(toc: Toc, path: bytes, above: list[bytes]) -> bool:
+    """True when this layer removes `path` or a folder above it, or puts something else in such a folder's place."""
+    if toc.removed and any(toc.removes(item) for item in (path, *above)):
+        return True
+    return any(row is not None and row.type not in "dm" for row in map(toc.find, above))
+
+
+def _children(toc: Toc, folder: bytes) -> set[bytes]:
+    """Names directly below `folder` in one layer; the rows below a child are jumped over, block by block."""
+    base = sort_key(folder) + b"\0" if folder else b""
+    key = base or b"\0"
+    names: set[bytes] = set()
+    while (row := next(toc.rows(key), None)) is not None:
+        found = sort_key(row.path)
+        if not found.startswith(base):
+            break
+        name = found[len(base) :].partition(b"\0")[0]
+        names.add(name)
+        key = base + name + b"\1"
+    return names
+
+
+_Event = tuple[bytes, int, int, TocRow | None]
+
+
+def _events(toc: Toc, number: int, start: bytes, stop: bytes | None) -> Iterator[_Event]:
+    """Rows of one layer as (key, -layer, 1, row)."""
+    for row in toc.rows(start):
+        key = sort_key(row.path)
+        if stop is not None and key >= stop:
+            return
+        yield key, -number, 1, row
+
+
+def _removals(toc: Toc, number: int, start: bytes, stop: bytes | None) -> Iterator[_Event]:
+    for path in toc.removed:
+        key = sort_key(path)
+        if key >= start and (stop is None or key < stop):
+            yield key, -number, 0, None
+
+
+def _grouped(tocs: list[Toc], start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, list[_Event]]]:
+    """All events of all layers by path; within one path the top layer first, its removal before its row."""
+    streams: list[Iterator[_Event]] = []
+    for number, toc in enumerate(tocs):
+        streams.append(_events(toc, number, start, stop))
+        if toc.removed and number:
+            streams.append(_removals(toc, number, start, stop))
+    events = streams[0] if len(streams) == 1 else heapq.merge(*streams)
+    group: list[_Event] = []
+    for event in events:
+        if group and event[0] != group[0][0]:
+            yield group[0][0], group
+            group = []
+        group.append(event)
+    if group:
+        yield group[0][0], group
+
+
+def _top(key: bytes, group: list[_Event], hidden: list[bytes | None]) -> _Found | None:
+    """What is at one path, given its events; notes in `hidden` what it hides below."""
+    floor = 0
+    mtime: int | None = None
+    found: _Found | None = None
+    for _, negative, _, row in group:
+        number = -negative
+        prefix = hidden[number]
+        if number < floor or (prefix is not None and key.startswith(prefix)):
+            continue
+        if row is None:
+            floor = number
+            _hide(hidden, number, key)
+            continue
+        kind = row.type
+        if found is None:
+            if kind == "m":
+                mtime = row.mtime_ns if mtime is None else mtime
+                continue
+            found = _Found(row, number, row.mtime_ns if mtime is None else mtime)
+        if kind not in "dm":
+            # Also when a folder above has taken its place again: what lay below it in older layers stays hidden.
+            floor = number
+            if number:
+                _hide(hidden, number, key)
+    if found is None and mtime is not None:
+        raise Corrupt(what="a capture", reason=f"{show(key.replace(bytes(1), b'/'))} has an mtime and no entry")
+    return found
+
+
+def _hide(hidden: list[bytes | None], below: int, key: bytes) -> None:
+    """Hide the subtree of `key` in every layer under `below`; a prefix that is hidden already and wider stays."""
+    prefix = key + b"\0"
+    for number in range(below):
+        wide = hidden[number]
+        if wide is None or not prefix.startswith(wide):
+            hidden[number] = prefix
