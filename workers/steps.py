@@ -16,6 +16,7 @@ from mothball.settings import Settings
 from tasks import services
 from tasks.job import SPECS
 from tasks.sweep import SWEEPS
+from workers import transport
 from workers.config import heartbeat_file
 from workers.queues import queue_names
 
@@ -96,6 +97,18 @@ def connect() -> None:
     """Connect the hooks below to Celery's signals."""
     signals.task_unknown.connect(on_unknown_task, weak=False, dispatch_uid="mothball.unknown")
     signals.task_rejected.connect(on_rejected, weak=False, dispatch_uid="mothball.rejected")
+    signals.celeryd_init.connect(on_worker_init, weak=False, dispatch_uid="mothball.transport")
+
+
+def on_worker_init(**_: object) -> None:
+    """Before a worker connects: its broker must survive items that are no messages. Other processes consume nothing."""
+    transport.install()
+    transport.on_unreadable[:] = [on_unreadable]
+
+
+def on_unreadable(queue: str, error: Exception) -> None:
+    """An item of a queue that is no message at all, or one that made Celery's own handler fail."""
+    write_event("message.undecodable", queue=queue, reason=f"{type(error).__name__}: {error}")
 
 
 def on_unknown_task(message: Any = None, name: str = "", id: str = "", **_: object) -> None:  # noqa: A002 - Celery's name
@@ -119,9 +132,14 @@ def record(kind: str, message: Any, exc: Exception | None, **fields: str) -> Non
         "reason": f"{type(exc).__name__}: {exc}" if exc is not None else "",
         **fields,
     }
-    short = {key: value[:_SHOWN_CHARS] for key, value in about.items()}
-    log.error(kind, **short)
+    log.error(kind, **{key: value[:_SHOWN_CHARS] for key, value in about.items()})
+    write_event(kind, **about)
+
+
+def write_event(kind: str, **fields: str) -> None:
+    """Add an event of this host; never raises."""
     try:
-        services.current().registry.events.add(kind, host=services.settings().host, **short)
+        here = services.current()
+        here.registry.events.add(kind, host=here.settings.host, **{key: value[:_SHOWN_CHARS] for key, value in fields.items()})
     except MothballError as error:
-        log.warning("the event could not be written", error=error.message)
+        log.warning("the event could not be written", kind=kind, error=error.message)
