@@ -262,7 +262,7 @@ class Demo:
             f"; left out: {', '.join(f'{count} {reason}' for reason, count in result.omitted.items())}" if result.omitted else ""
         )
         self.say(
-            f"  {name}: {result.digest[:19]}, generation {result.generation}, {human_bytes(result.stored_bytes)} added to the store, "
+            f"  {name}: {result.digest[:19]}, generation {result.generation}, {human_bytes(result.stored_bytes)} added, "
             f"{human_seconds(self._seconds)}{omitted}"
         )
         return result

@@ -51,6 +51,7 @@ class LocalFleet:
         self._embedded = embedded
         self._guard = Guard()
         self._redis: RedisServer | None = None
+        self._redis_group: int | None = None
         self._children: list[Child] = []
         self._lock: int | None = None
 
@@ -97,7 +98,7 @@ class LocalFleet:
         if self._embedded:
             self._redis = RedisServer(data_dir / "redis", binary=self.settings.redis_server)
             self._redis.start()
-            self._guard.add(self._redis.pid, REDIS_GRACE_SECONDS)
+            self._guard_redis(self._redis)
             self.settings = self.settings.model_copy(update={"redis_url": SecretStr(self._redis.url)})
         self.settings = self.settings.model_copy(update={"flower_port": self._flower_port()})
         self._write_endpoint()
@@ -114,7 +115,7 @@ class LocalFleet:
         if self._redis is not None and not self._redis.running:
             self._say(f"redis ended; starting it again; log: {self._redis.log_file}")
             self._redis.start()
-            self._guard.add(self._redis.pid, REDIS_GRACE_SECONDS)
+            self._guard_redis(self._redis)
         for child in self._children:
             child.check(self._say)
 
@@ -129,18 +130,21 @@ class LocalFleet:
                 self._say(f"{child.name} did not end in time and was killed; its job goes on with the next worker")
         self._children = []
         if self._redis is not None:
-            if self._redis.running:
-                group = self._redis.pid
-                self._redis.stop()
-                self._guard.remove(group)
-            else:
-                self._redis.stop()
+            self._redis.stop()
             self._redis = None
+            self._guard_redis(None)
         self._guard.stop()
         if self._lock is not None:
             (self.settings.data_dir / ENDPOINT_FILE).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
+
+    def _guard_redis(self, server: RedisServer | None) -> None:
+        if self._redis_group is not None:
+            self._guard.remove(self._redis_group)
+        self._redis_group = server.pid if server is not None else None
+        if self._redis_group is not None:
+            self._guard.add(self._redis_group, REDIS_GRACE_SECONDS)
 
     def _child(self, name: str) -> Child:
         return next(child for child in self._children if child.name == name)

@@ -147,8 +147,7 @@ def describe_progress(job: Job) -> str:
     if job.state != "running" or not job.progress:
         return job.state
     parts = [str(job.progress.get("step") or "running")]
-    if isinstance(files := job.progress.get("files"), int):
-        parts.append(f"{files:,} files")
+    parts.extend(f"{count:,} {unit}" for unit in ("files", "entries") if isinstance(count := job.progress.get(unit), int))
     if isinstance(size := job.progress.get("bytes"), int):
         parts.append(human_bytes(size))
     return printable(", ".join(parts))
