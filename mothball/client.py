@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mothball import errors
 from mothball.names import check_workspace_id
@@ -315,4 +315,4 @@ def _capture_result(outcome: dict[str, Any]) -> CaptureResult:
 
     from mothball.capture import CaptureResult
 
-    return cast("CaptureResult", msgspec.convert(outcome, CaptureResult, strict=False))
+    return msgspec.convert(outcome, CaptureResult, strict=False)

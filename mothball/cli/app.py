@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 DEBUG_HINT = "MOTHBALL_LOG_LEVEL=debug shows where it happened"
-HINTS = {
+HINTS: dict[type[errors.MothballError], str] = {
     errors.Unavailable: "`mothball up` starts a fleet on this machine; MOTHBALL_REDIS_URL or MOTHBALL_DATA_DIR names another one",
 }
 
