@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -126,20 +127,21 @@ def test_submit_for_a_workspace_that_is_not_there(bench: Bench) -> None:
 
 def test_submit_for_a_host_that_no_worker_announced(bench: Bench) -> None:
     bench.workspace("far", host="silent")
-    for call in (
-        lambda: bench.submit("far"),
-        lambda: bench.submit(None, host="silent"),
-        lambda: bench.submit(None, queue="host.silent"),
-    ):
+    where: list[dict[str, Any]] = [
+        {"workspace": "far"},
+        {"workspace": None, "host": "silent"},
+        {"workspace": None, "queue": "host.silent"},
+    ]
+    for fields in where:
         with pytest.raises(HostOffline) as caught:
-            call()
+            bench.submit(**fields)
         assert "silent" in caught.value.message
     bench.registry.hosts.heartbeat("silent", {})
     assert bench.submit("far").queue == "host.silent"
 
 
 def test_submit_refuses_what_no_worker_could_take(bench: Bench) -> None:
-    for fields in (
+    refused: list[dict[str, Any]] = [
         {"queue": "nowhere"},
         {"queue": "host."},
         {"host": "h2"},
@@ -147,7 +149,8 @@ def test_submit_refuses_what_no_worker_could_take(bench: Bench) -> None:
         {"job_id": "a b"},
         {"job_id": ""},
         {"origin": "me"},
-    ):
+    ]
+    for fields in refused:
         with pytest.raises(InvalidParams):
             bench.submit(**fields)
     with pytest.raises(InvalidParams):
@@ -205,7 +208,7 @@ def test_a_claim_says_why_not(bench: Bench) -> None:
     assert bench.claim(cancelled.id).status == "cancelled"
     for bad in ({"lease_ms": 0}, {"host": "no/host"}):
         with pytest.raises(InvalidParams):
-            bench.claim(job.id, **bad)  # type: ignore[arg-type]
+            bench.claim(job.id, **bad)
 
 
 def test_a_plain_message_is_adopted_under_its_own_id(bench: Bench) -> None:
@@ -317,7 +320,10 @@ def test_lists_are_newest_first_and_filtered(bench: Bench) -> None:
     for n in range(4):
         with bench.at(now + n) as registry:
             registry.jobs.submit(TASK, {}, workspace=f"o/r#{n % 2 + 1}", job_id=f"j{n}")
-    ids = lambda **by: [job.id for job in bench.registry.jobs.list(**by)]  # noqa: E731
+
+    def ids(**by: Any) -> list[str]:
+        return [job.id for job in bench.registry.jobs.list(**by)]
+
     assert ids() == ["j3", "j2", "j1", "j0"]
     assert ids(limit=2) == ["j3", "j2"]
     assert ids(workspace="o/r#1") == ["j2", "j0"]

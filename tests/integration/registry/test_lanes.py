@@ -105,6 +105,17 @@ def test_q31_joining_is_associative_and_idempotent(lane: Bench, a: dict[str, Any
     assert join(lane, a, b, b) == join(lane, a, b)
 
 
+_ITEMS = st.lists(
+    st.text('ab"\\/ é\udce9\n', max_size=6) | st.integers(-30, 30) | st.lists(st.text("ab", max_size=1), max_size=2), max_size=8
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_ITEMS, _ITEMS)
+def test_q31_server_and_client_sort_alike(lane: Bench, a: list[Any], b: list[Any]) -> None:
+    assert join(lane, {"paths": a}, {"paths": b}) == json.loads(encode.lane_arguments({"paths": a + b})[0])
+
+
 @settings(max_examples=40, deadline=None)
 @given(_ARGS)
 def test_q31_the_parts_say_the_same_as_the_text(args: dict[str, Any]) -> None:

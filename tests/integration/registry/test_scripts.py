@@ -82,7 +82,9 @@ def test_numbers_beyond_14_digits_are_written_whole(bench: Bench) -> None:
 
 def test_a_whole_job_takes_few_round_trips(bench: Bench) -> None:
     bench.workspace("o/r#1")
-    calls = lambda: sum(each["calls"] for name, each in bench.raw.info("commandstats").items() if "evalsha" in name)  # noqa: E731
+
+    def calls() -> int:
+        return sum(each["calls"] for name, each in bench.raw.info("commandstats").items() if "evalsha" in name)
 
     def job() -> None:
         claim = bench.registry.jobs.claim(

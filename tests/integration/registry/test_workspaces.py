@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -133,7 +134,10 @@ def test_d14_lists_are_sorted_by_creation_and_id_and_filtered(bench: Bench) -> N
     for offset, ident, host in ((2, "o/a#1", "h1"), (1, "o/b#1", "h1"), (1, "o/a#9", "h2"), (1, "o/a#2", "h1")):
         with bench.at(now + offset) as registry:
             registry.workspaces.register(ident, host=host, path="/p")
-    ids = lambda **by: [each.id for each in bench.registry.workspaces.list(**by)]  # noqa: E731
+
+    def ids(**by: Any) -> list[str]:
+        return [each.id for each in bench.registry.workspaces.list(**by)]
+
     assert ids() == ["o/a#2", "o/a#9", "o/b#1", "o/a#1"]
     assert ids(repo="o/a") == ["o/a#2", "o/a#9", "o/a#1"]
     assert ids(repo="o/a", host="h1") == ["o/a#2", "o/a#1"]
