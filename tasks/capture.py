@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from mothball.capture import CaptureRequest
 from mothball.errors import InvalidParams
 from mothball.names import check_workspace_id
 from mothball.settings import Settings
@@ -67,7 +68,8 @@ def soft_limit(settings: Settings) -> int:
 )
 def capture(ctx: JobContext, args: CaptureArgs) -> Outcome:
     """Capture the workspace into this host's store and record the new generation, if anything changed."""
-    from mothball.capture import CaptureRequest, capture_workspace
+    # Here and not above: beat and Flower import this module too and never capture.
+    from mothball.capture import capture_workspace
 
     workspace = ctx.registry.workspaces.get(args.workspace)
     parent = None
@@ -86,6 +88,7 @@ def capture(ctx: JobContext, args: CaptureArgs) -> Outcome:
             parent_candidate=parent,
             options=merged_options(workspace.policy, args.options),
             host=ctx.host,
+            generation_floor=workspace.generation,
         ),
         ctx.settings,
         checkpoint=lambda name, progress: ctx.checkpoint(name, **progress),

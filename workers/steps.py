@@ -49,6 +49,10 @@ class HostStep(bootsteps.StartStopStep):
             self.timer = None
         heartbeat_file(services.settings(), _name(parent)).unlink(missing_ok=True)
 
+    def terminate(self, parent: Any) -> None:
+        """The cold end of a soft shutdown; Celery would otherwise skip `stop`."""
+        self.stop(parent)
+
 
 def beat(worker: Any) -> None:
     """One heartbeat: the file always, the registry when it answers. Never raises: it must not end the timer."""
