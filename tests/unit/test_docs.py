@@ -1,0 +1,102 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import SecretStr
+from pydantic_core import PydanticUndefined
+
+from mothball.capture.types import REASONS
+from mothball.names import QUEUE_CONTROL, QUEUE_DISPATCH
+from mothball.settings import Settings
+from tasks.capture import CaptureArgs, CaptureOptions
+from workers.config import task_limits
+from workers.main import build
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+START, END = "<!-- settings -->\n", "<!-- /settings -->"
+GENERATED = {"host": "the machine's host name", "data_dir": "`~/.local/share/mothball`"}
+
+
+def shown(name: str, default: Any) -> str:
+    if name in GENERATED:
+        return GENERATED[name]
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    if default in {"", ()}:
+        return "empty"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def settings_table() -> str:
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        assert field.default is not PydanticUndefined or name in GENERATED
+        lines.append(f"| `MOTHBALL_{name.upper()}` | {shown(name, field.default)} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_docs_settings_lists_every_setting_with_its_default() -> None:
+    path = DOCS / "settings.md"
+    text = path.read_text()
+    before, rest = text.split(START)
+    table, after = rest.split(END)
+    if os.environ.get("MOTHBALL_TEST_WRITE_DOCS"):
+        path.write_text(before + START + settings_table() + END + after)
+        pytest.skip("written; run again without MOTHBALL_TEST_WRITE_DOCS")
+    assert table == settings_table()
+
+
+def test_no_page_names_a_setting_that_does_not_exist() -> None:
+    known = {f"MOTHBALL_{name.upper()}" for name in Settings.model_fields}
+    for path in [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]:
+        named = set(re.findall(r"\bMOTHBALL_[A-Z_]*[A-Z]\b", path.read_text()))
+        assert {name for name in named if not name.startswith("MOTHBALL_TEST_")} <= known, path.name
+
+
+def test_docs_tasks_lists_exactly_the_registered_tasks() -> None:
+    section = (DOCS / "tasks.md").read_text().split("## Tasks")[1].split("###")[0]
+    assert set(re.findall(r"^\| `([a-z_.]+)` \|", section, re.MULTILINE)) == set(task_limits(Settings.load()))
+
+
+def test_docs_tasks_lists_exactly_the_arguments_of_a_capture() -> None:
+    section = (DOCS / "tasks.md").read_text().split("### workspace.capture")[1].split("## Queues")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE))
+    assert set(rows) == set(CaptureArgs.model_fields)
+    for option in CaptureOptions.model_fields:
+        assert f"`{option}`" in rows["options"], option
+
+
+def test_docs_tasks_names_the_queues_and_the_job_states() -> None:
+    text = (DOCS / "tasks.md").read_text()
+    for queue in (QUEUE_CONTROL, QUEUE_DISPATCH, "host.<host>"):
+        assert f"| `{queue}` |" in text
+    states = text.split("## Job states")[1].split("##")[0]
+    assert re.findall(r"^\| `(\w+)` \|", states, re.MULTILINE) == ["queued", "running", "succeeded", "failed", "cancelled", "dead"]
+
+
+def test_docs_formats_names_every_reason_for_an_omission() -> None:
+    text = (DOCS / "formats.md").read_text()
+    assert [reason for reason in REASONS if f"`{reason}`" not in text] == []
+
+
+def test_every_command_in_the_docs_exists() -> None:
+    command = typer.main.get_command(build())
+    known = set(command.commands)  # type: ignore[attr-defined]  # typer returns its group under the base class
+    for path in [*DOCS.rglob("*.md"), ROOT / "CHANGELOG.md"]:
+        named = set(re.findall(r"`mothball ([a-z-]+)", path.read_text()))
+        assert named <= known, f"{path.name}: {named - known}"
+
+
+def test_every_link_between_the_pages_leads_somewhere() -> None:
+    for path in [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
