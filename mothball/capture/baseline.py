@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFREG
 
@@ -29,6 +29,7 @@ RACY_NS = 2_000_000_000
 """Nanoseconds before a capture's start within which a change may share a timestamp with what was read (coarse clocks)."""
 _KINDS = {"file": S_IFREG, "hardlink": S_IFREG, "dir": S_IFDIR, "symlink": S_IFLNK}
 _SHA = 32
+_NO_SHA = bytes(_SHA)
 
 
 class _File(msgspec.Struct, array_like=True):
@@ -99,28 +100,24 @@ def load_index(store: Store, name: str, manifest: str, owner: str) -> Baseline |
     if any(len(column) != len(paths) for column in columns) or len(found.hashes) != _SHA * len(paths):
         return None
     links = {os.fsdecode(path): os.fsdecode(first) for path, first in found.links.items()}
-    return Baseline(paths, list(zip(*columns, strict=True)), found.hashes, links)  # type: ignore[arg-type]  # seven columns
+    return Baseline(paths, list(zip(*columns, strict=True)), found.hashes, links)
 
 
 def save_index(
-    store: Store, name: str, manifest: str, owner: str, entries: Iterable[tuple[Entry, bytes]], links: dict[str, str], started_ns: int
-) -> None:
-    """Write the stat index of `manifest` and drop those of other generations. `started_ns`: wall clock at the walk's start."""
+    store: Store, name: str, manifest: str, owner: str, entries: Sequence[Entry], shas: Iterable[bytes], links: dict[str, str],
+    started_ns: int,
+) -> None:  # fmt: skip
+    """Write the stat index of `manifest`. `shas`: one per entry, empty for folders. `started_ns`: clock at the walk's start."""
     racy = started_ns - RACY_NS
-    paths: list[bytes] = []
-    hashes = bytearray()
-    columns = [array("q") for _ in range(7)]
-    adders = [column.append for column in columns]
-    for entry, sha in entries:
-        paths.append(os.fsencode(entry.path))
-        hashes += sha or bytes(_SHA)
-        signature = entry.signature
-        if signature[5] and (signature[5] >= racy or signature[4] >= racy):
-            signature = (*signature[:5], 0, signature[6])
-        for add, value in zip(adders, signature, strict=True):
-            add(value)
+    signatures = [
+        (mode, uid, gid, size, mtime, 0 if ctime >= racy or (ctime and mtime >= racy) else ctime, inode)
+        for _, mode, uid, gid, size, mtime, ctime, inode, _, _ in entries
+    ]
+    columns = [array("q", column) for column in zip(*signatures, strict=True)]
+    paths = os.fsencode("\0".join([entry.path for entry in entries]))
+    hashes = b"".join([sha or _NO_SHA for sha in shas])
     document = _File(
-        _VERSION, manifest, owner, b"\0".join(paths), [column.tobytes() for column in columns], bytes(hashes),
+        _VERSION, manifest, owner, paths, [column.tobytes() for column in columns], hashes,
         {os.fsencode(path): os.fsencode(first) for path, first in links.items()},
     )  # fmt: skip
     body = msgspec.msgpack.encode(document)

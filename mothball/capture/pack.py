@@ -6,11 +6,11 @@ depend on it. What cannot be read becomes an omission, what does not hold still 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
 from collections.abc import Container
+from hashlib import sha256
 
 from mothball.capture.reading import PAUSES, Content, Reader, TooBig, Unread, extents, fill_sparse, renew, unread
 from mothball.capture.tarhead import BLOCK, END_OF_ARCHIVE, header, padded
@@ -22,6 +22,7 @@ from mothball.store.toc import MAX_EXTENTS, Row
 ROOT = b"workspace"
 _NS = 1_000_000_000
 _STREAM_TRIES = 3
+_ZEROS = bytes(BLOCK)
 
 
 class Packer:
@@ -111,52 +112,53 @@ class Packer:
         path = ROOT + b"/" + os.fsencode(entry.path)
         self._head(self._header(entry, path, b"2", 0, target))
         self.rows.append(self._row(entry, "l", link=target))
-        self.hashes[entry.path] = hashlib.sha256(target).digest()
+        self.hashes[entry.path] = sha256(target).digest()
 
     def _hard_link(self, entry: Entry, first: str) -> None:
         """Another name of a file that is already in this layer; its metadata is that of the first name, as on disk."""
         source, row = self._copies[first]
         path, target = ROOT + b"/" + os.fsencode(entry.path), os.fsencode(first)
         self._head(self._header(source, path, b"1", 0, ROOT + b"/" + target))
-        self.rows.append((os.fsencode(entry.path), "h", *row[2:8], target, *row[9:]))  # type: ignore[arg-type]  # same shape
+        self.rows.append((os.fsencode(entry.path), "h", *row[2:8], target, *row[9:]))
         self.hashes[entry.path] = self.hashes[first]
         self.links[entry.path] = first
         self.read[entry.path] = source._replace(path=entry.path)
 
     def _file(self, entry: Entry) -> None:
-        if entry.size + 8 * BLOCK + len(entry.path) > self._writer.frame_bytes:
+        """The hot path: one small file beside the others in the current frame."""
+        raw, size, writer = entry[0].encode("utf-8", "surrogateescape"), entry[4], self._writer
+        if size + len(raw) + 8 * BLOCK > writer.frame_bytes:
             self._stream(entry)
             return
-        path = ROOT + b"/" + os.fsencode(entry.path)
-        head = self._header(entry, path, b"0", entry.size)
-        writer = self._writer
-        if len(head) + padded(entry.size) > writer.room():
+        uid, gid = (0, 0) if self._clamp else entry[2:4]
+        path = b"workspace/" + raw
+        head = header(path, b"0", entry[1] & 0o7777, uid, gid, size, entry[5] // _NS)
+        if len(head) + padded(size) > writer.room():
             self._flush()
-        start = writer.position + len(head)
-        try:
-            if entry.size:
-                with memoryview(writer.buffer) as view, view[start:] as room:
-                    got = self._reader.read_into(entry, room)
-            else:  # what the walk saw is all there is to know of an empty file
-                got = Content(entry, False)
-        except TooBig:
-            self._stream(entry)
-            return
-        except Unread as why:
-            self._omit(entry, why)
-            return
-        if got.entry is not entry:
-            head = self._header(got.entry, path, b"0", got.entry.size)
-        size = got.entry.size
-        end = start + size
-        with memoryview(writer.buffer) as view:
-            view[writer.position : start] = head
-            sha = hashlib.sha256(view[start:end]).digest()
-            stop = start + padded(size)
-            view[end:stop] = bytes(stop - end)
-        row = self._row(got.entry, "f", size, sha, b"", writer.frame if size else 0, start if size else 0)
+        begin = writer.position
+        start = begin + len(head)
+        view = writer.view
+        got, torn = entry, False
+        if size:  # of an empty file the walk saw all there is to know
+            try:
+                got, torn = self._reader.read_into(entry, view[start:])
+            except TooBig:
+                self._stream(entry)
+                return
+            except Unread as why:
+                self._omit(entry, why)
+                return
+            if got is not entry:
+                size = got.size
+                head = self._header(got, path, b"0", size)
+        end, stop = start + size, start + padded(size)
+        view[begin:start] = head
+        sha = sha256(view[start:end]).digest()
+        view[end:stop] = _ZEROS[: stop - end]
         writer.position = stop
-        self._done(entry, got, row, sha)
+        frame, offset = (writer.frame, start) if size else (0, 0)
+        row: Row = (raw, "f", got[1] & 0o7777, uid, gid, got[5], size, sha, b"", frame, offset)
+        self._done(entry, Content(got, torn), row, sha)
 
     def _done(self, planned: Entry, got: Content, row: Row, sha: bytes) -> None:
         entry = got.entry
@@ -204,18 +206,18 @@ class Packer:
             frame, offset = self._writer.frame, self._writer.position
             data = extents(fd, size) if entry.sparse else [(0, size)]
             shrunk = False
-            sha, done = hashlib.sha256(), 0
+            sha, done = sha256(), 0
             while done < size:
                 if not self._writer.room():
                     self._flush()
                 start = self._writer.position
-                with memoryview(self._writer.buffer) as whole, whole[start : start + size - done] as view:
-                    got = fill_sparse(fd, done, view, data)
-                    view[got:] = bytes(len(view) - got)  # the file has shrunk: it is torn, the promised size must be kept
-                    shrunk = shrunk or got < len(view)
-                    sha.update(view)
-                    self._writer.position += len(view)
-                    done += len(view)
+                view = self._writer.view[start : start + size - done]
+                got = fill_sparse(fd, done, view, data)
+                view[got:] = bytes(len(view) - got)  # the file has shrunk: it is torn, the promised size must be kept
+                shrunk = shrunk or got < len(view)
+                sha.update(view)
+                self._writer.position += len(view)
+                done += len(view)
             self._writer.append(bytes(padded(size) - size))
             after = os.fstat(fd)
             stable = not shrunk and (after.st_mtime_ns, after.st_size, after.st_ctime_ns) == (

@@ -23,7 +23,7 @@ _CHUNK = 1024**2
 _CHECK_BYTES = 64 * 1024**2
 
 
-class Unread(Exception):  # noqa: N818  # not an error of the capture: it becomes an omission
+class Unread(Exception):
     """A file that could not be read; `reason` is the omission's."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -32,7 +32,7 @@ class Unread(Exception):  # noqa: N818  # not an error of the capture: it become
         self.detail = detail
 
 
-class TooBig(Exception):  # noqa: N818  # a signal to the layer writer, which then streams the file
+class TooBig(Exception):
     """The file has grown beyond the room that was kept for it."""
 
 
@@ -69,8 +69,6 @@ class Reader:
         self._folder = "/".join(name for name, _ in self._stack)
 
     def _descend(self, folder: str) -> int:
-        if folder == self._folder:
-            return self._fd
         parts = folder.split("/") if folder else []
         same = 0
         for part, (name, _) in zip(parts, self._stack, strict=False):
@@ -89,7 +87,7 @@ class Reader:
         """A descriptor of the regular file `path`; raises `Unread`."""
         folder, _, name = path.rpartition("/")
         try:
-            return os.open(name, FILE_FLAGS, dir_fd=self._descend(folder))
+            return os.open(name, FILE_FLAGS, dir_fd=self._fd if folder == self._folder else self._descend(folder))
         except OSError as error:
             raise unread(error) from error
 
@@ -129,14 +127,15 @@ class Reader:
 
         The walk's stat is the "before" of the first try: one fstat per file that holds still.
         """
-        fd = self.open(entry.path)
+        fd = self.open(entry[0])
         try:
-            size = entry.size
+            size = entry[4]
             if size > len(view):
                 raise TooBig
-            got = _fill(fd, view, size)
-            after = os.fstat(fd)
-            if got == size and _same(entry, after):
+            got = os.readv(fd, [view[:size]])
+            if got < size:
+                got += _fill(fd, view[got:], size - got)
+            if got == size and _same(entry, os.fstat(fd)):
                 return Content(entry, False)
             for pause in (0.0, *PAUSES):
                 time.sleep(pause)

@@ -7,11 +7,14 @@ is not UTF-8 is announced with ``hdrcharset=BINARY``. Times are whole seconds: t
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 _NAME, _PREFIX = 100, 155
 _OCTAL_7, _OCTAL_11 = 0o7777777, 0o77777777777
 _TAIL = b"ustar\x0000" + bytes(64) + b"0000000\x000000000\x00"
+_PLAIN_TAIL = bytes(_NAME) + _TAIL + bytes(_PREFIX + 12)
 _FIXED = sum(_TAIL) + 8 * 0x20
 
 
@@ -20,11 +23,22 @@ def padded(size: int) -> int:
     return (size + BLOCK - 1) & -BLOCK
 
 
+@lru_cache(maxsize=1024)
+def _owner(mode: int, uid: int, gid: int) -> tuple[bytes, int]:
+    """The three fields that most entries of a tree share, and their sum."""
+    fields = b"%07o\0%07o\0%07o\0" % (mode, uid, gid)
+    return fields, sum(fields)
+
+
 def _block(name: bytes, prefix: bytes, kind: bytes, link: bytes, mode: int, uid: int, gid: int, size: int, mtime: int) -> bytes:
-    numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (mode, uid, gid, size, mtime)
-    total = sum(name) + sum(prefix) + sum(link) + sum(numbers) + kind[0] + _FIXED
-    return b"%b%b%06o\0 %b%b%b%b" % (
-        name.ljust(_NAME, b"\0"), numbers, total, kind, link.ljust(_NAME, b"\0"), _TAIL, prefix.ljust(_PREFIX + 12, b"\0"),
+    owner, owner_sum = _owner(mode, uid, gid)
+    numbers = b"%011o\0%011o\0" % (size, mtime)
+    total = sum(name) + sum(numbers) + kind[0] + owner_sum + _FIXED
+    if not prefix and not link:
+        return b"%b%b%b%06o\0 %b%b" % (name.ljust(_NAME, b"\0"), owner, numbers, total, kind, _PLAIN_TAIL)
+    return b"%b%b%b%06o\0 %b%b%b%b" % (
+        name.ljust(_NAME, b"\0"), owner, numbers, total + sum(prefix) + sum(link), kind,
+        link.ljust(_NAME, b"\0"), _TAIL, prefix.ljust(_PREFIX + 12, b"\0"),
     )  # fmt: skip
 
 

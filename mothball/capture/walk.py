@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from mothball.capture.ignore import IgnoreRules
 from mothball.capture.types import CaptureOptions, Checkpoint, Entry, Omission
@@ -75,17 +76,20 @@ class Walker:
                 listing = list(scan)
             if os.fstat(fd).st_mtime_ns == before:
                 break
-        listing.sort(key=_by_bytes)
+        # Sorting texts is sorting bytes only while all names are ASCII: undecodable bytes are spelled as surrogates.
+        plain = "".join([item.name for item in listing]).isascii()
+        listing.sort(key=_by_name if plain else _by_bytes)
         return listing
 
-    def _folder(self, fd: int, prefix: str, rules: IgnoreRules, depth: int) -> None:
+    def _folder(self, fd: int, prefix: str, rules: IgnoreRules, depth: int) -> None:  # noqa: PLR0915  # one hot loop, calls in it cost a tenth
         listing = self._list(fd)
         rules = rules.descend(prefix, self._ignore_texts(fd, prefix, listing))
         if prefix and self._options.exclude_caches and _is_cache(fd, listing):
             self._omit(prefix, "ignored", None, CACHE_TAG)
             listing = [item for item in listing if item.name == CACHE_TAG]
         entries, active, cap = self._found.entries, rules.active(), self._options.file_cap
-        add = entries.append
+        add, new = entries.append, tuple.__new__  # skips the keyword handling of a named tuple: a third of its cost
+        files = size_sum = 0
         for item in listing:
             name = item.name
             path = f"{prefix}/{name}" if prefix else name
@@ -111,14 +115,14 @@ class Walker:
                     self._omit(path, "too_large", st.st_size)
                     continue
                 size = st.st_size
-                self._found.files += 1
+                files += 1
+                size_sum += size if st.st_nlink == 1 else 0
                 group = (st.st_dev, st.st_ino) if st.st_nlink > 1 else None
-                if group is None or group not in self._linked:
+                if group and group not in self._linked:
                     self._found.bytes += size
-                    if group:
-                        self._linked.add(group)
-                add(Entry(path, st.st_mode, st.st_uid, st.st_gid, size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino,
-                          group, st.st_blocks * 512 < size))  # fmt: skip
+                    self._linked.add(group)
+                add(new(Entry, (path, st.st_mode, st.st_uid, st.st_gid, size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino,
+                                group, st.st_blocks * 512 < size)))  # fmt: skip
             elif kind == _S_IFDIR and (st.st_dev, st.st_ino) == self._skip:
                 self._omit(path, "ignored", None, "the store of Mothball itself")
             elif kind == _S_IFDIR:
@@ -130,6 +134,8 @@ class Walker:
                 self._omit(path, "special", 0, _KINDS.get(kind, ""))
             if not len(entries) % CHECK_EVERY:
                 self._check_budgets()
+        self._found.files += files
+        self._found.bytes += size_sum
         if not depth:
             self._check_budgets()
 
@@ -161,7 +167,8 @@ class Walker:
             if name in there:
                 text = read_small(fd, name, IGNORE_FILE_LIMIT)
                 if text is None:
-                    self._omit(f"{prefix}/{name}" if prefix else name, "unreadable", 0, "an ignore file that cannot be read rules nothing")
+                    path = f"{prefix}/{name}" if prefix else name
+                    self._omit(path, "unreadable", 0, "an ignore file that cannot be read rules nothing")
                 else:
                     texts.append(text)
         return texts
@@ -169,15 +176,22 @@ class Walker:
     def _check_budgets(self) -> None:
         found, options = self._found, self._options
         if len(found.entries) > options.max_files:
-            raise Oversize("the workspace has more than {0} entries, the limit (max_files) of this capture; nothing was written"
-                           .format(options.max_files), what="workspace", size=len(found.entries), limit=options.max_files)  # fmt: skip
+            raise Oversize(
+                f"the workspace has more than {options.max_files} entries (max_files); nothing was written",
+                what="workspace", size=len(found.entries), limit=options.max_files,
+            )  # fmt: skip
         if options.max_total_bytes and found.bytes > options.max_total_bytes:
-            raise Oversize("the workspace has more than {0} bytes, the limit (max_total_bytes) of this capture; nothing was written"
-                           .format(options.max_total_bytes), what="workspace", size=found.bytes, limit=options.max_total_bytes)  # fmt: skip
+            raise Oversize(
+                f"the workspace has more than {options.max_total_bytes} bytes (max_total_bytes); nothing was written",
+                what="workspace", size=found.bytes, limit=options.max_total_bytes,
+            )  # fmt: skip
         self._checkpoint("walk", {"entries": len(found.entries)})
 
 
 _KINDS = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket", stat.S_IFCHR: "character device", stat.S_IFBLK: "block device"}
+
+
+_by_name = attrgetter("name")
 
 
 def _by_bytes(item: os.DirEntry[str]) -> bytes:

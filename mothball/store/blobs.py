@@ -15,8 +15,8 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from mothball.errors import Corrupt, InvalidParams, NoSpace
 
@@ -164,10 +164,10 @@ class BlobStore:
         except FileNotFoundError:
             raise Corrupt(what=f"blob {digest}", reason="it is missing from the store") from None
 
-    def open(self, digest: str) -> BinaryIO:
+    def open(self, digest: str) -> FileIO:
         """The blob for random reads. Content is not checked here: callers check what they read."""
         try:
-            return self.path(digest).open("rb", buffering=0)  # type: ignore[return-value]  # FileIO is a BinaryIO in all but name
+            return self.path(digest).open("rb", buffering=0)
         except FileNotFoundError:
             raise Corrupt(what=f"blob {digest}", reason="it is missing from the store") from None
 

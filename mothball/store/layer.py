@@ -42,7 +42,7 @@ class Mark(NamedTuple):
 class LayerWriter:
     """One layer on its way. Use as a context manager; without `finish` nothing is published.
 
-    `buffer` (of `frame_bytes`) is filled by the caller up to `position`; `flush` hands it over and takes a fresh one.
+    `view` (of `frame_bytes`) is filled by the caller up to `position`; `flush` hands its buffer over and takes a fresh one.
     """
 
     def __init__(self, blobs: BlobStore, *, frame_bytes: int, level: int, threads: int) -> None:
@@ -57,7 +57,7 @@ class LayerWriter:
         self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         for _ in range(threads + 1):
             self._free.put(bytearray(frame_bytes))
-        self.buffer = bytearray(frame_bytes)
+        self._fresh(bytearray(frame_bytes))
         self._local = threading.local()
         self._compress = ThreadPoolExecutor(threads, thread_name_prefix="compress")
         self._write = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -109,7 +109,11 @@ class LayerWriter:
         self._pending.append(self._write.submit(self._store, packed, raw, size))
         self._handed += 1
         self.position = 0
-        self.buffer = self._take()
+        self._fresh(self._take())
+
+    def _fresh(self, buffer: bytearray) -> None:
+        self.buffer = buffer
+        self.view = memoryview(buffer)
 
     def _take(self) -> bytearray:
         while True:
@@ -128,7 +132,7 @@ class LayerWriter:
             compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
             self._local.compressor = compressor
         with memoryview(raw) as view:
-            return compressor.compress(view[:size])  # type: ignore[no-any-return]  # kept in a thread local
+            return compressor.compress(view[:size])
 
     def _store(self, packed: Future[bytes], raw: bytearray, size: int) -> None:
         try:
