@@ -82,7 +82,7 @@ def gits(root: Path, ignore_files: Files, paths: dict[bytes, bool]) -> set[bytes
         out = git(root, "check-ignore", "--no-index", "-z", "--stdin", stdin=b"".join(path + b"\0" for path in paths))
         return set(out.split(b"\0")) - {b""}
     finally:
-        for name in os.listdir(base):
+        for name in os.listdir(base):  # noqa: PTH208 -- names as bytes
             if name != b".git":
                 subprocess.run([b"rm", b"-rf", b"--", base + b"/" + name], check=True)
 
