@@ -14,6 +14,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from stat import S_IFDIR, S_IFLNK, S_IFREG
 
@@ -66,7 +67,7 @@ class Baseline:
     def from_tree(cls, tree: Tree) -> Baseline:
         """What the layers say: no signature of it equals one on disk, except those of folders."""
         paths, signatures, hashes, links = [], [], bytearray(), {}
-        for entry in tree.walk():
+        for entry in chain((tree.find(""),), tree.walk()):
             kind = _KINDS[entry.type]
             paths.append(entry.path)
             size = entry.size if kind == S_IFREG else 0
