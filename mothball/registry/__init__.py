@@ -6,6 +6,8 @@ Redis that cannot be reached with `errors.Unavailable` within `settings.redis_ti
 
 from __future__ import annotations
 
+from typing import Self
+
 from mothball.registry.connection import Connection
 from mothball.registry.counters import Counters
 from mothball.registry.events import Event, Events
@@ -76,6 +78,12 @@ class Registry:
         """True when Redis answers; raises `Unavailable` when it does not."""
         with self._connection.guard() as client:
             return bool(client.ping())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close this process's connections."""

@@ -52,6 +52,9 @@ class Connection:
             yield self.client
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise Unavailable(url=self.redacted_url, reason=self._clean(error)) from None
+        except redis.InvalidResponse as error:
+            reason = f"what answers there is no Redis ({self._clean(error)})"
+            raise Unavailable(url=self.redacted_url, reason=reason) from None
         except redis.RedisError as error:
             reason = self._clean(error)
             if isinstance(error, (redis.OutOfMemoryError, redis.ReadOnlyError)) or reason.startswith(_NOT_SERVING):

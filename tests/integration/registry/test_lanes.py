@@ -131,6 +131,7 @@ def test_q30_a_request_that_comes_after_the_start_gets_a_run_of_its_own(lane: Be
     first = lane.submit(lane="capture")
     assert lane.registry.jobs.submit(TASK, {}, workspace="o/r#1", lane="capture").joined
     claim = lane.claim(first.id)
+    assert not lane.raw.exists(lane.key("lane:capture:o/r#1"))
     second = lane.registry.jobs.submit(TASK, {}, workspace="o/r#1", lane="capture")
     assert not second.joined
     assert second.job.id != first.id

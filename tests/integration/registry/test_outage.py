@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -57,6 +59,23 @@ def test_a_wrong_password_is_unavailable_and_not_shown(redis_server: RedisServer
         registry.ping()
     registry.close()
     assert PASSWORD not in str(caught.value)
+
+
+def test_something_that_is_no_redis_is_unavailable(make_settings: Callable[..., Settings]) -> None:
+    def answer(server: socket.socket) -> None:
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(1000)
+            peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        url = f"redis://127.0.0.1:{server.getsockname()[1]}"
+        with Registry.connect(make_settings(redis_url=url)) as registry, pytest.raises(Unavailable) as caught:
+            registry.ping()
+        thread.join()
+    assert "no Redis" in caught.value.message
 
 
 @pytest.mark.parametrize("call", ["ping", "submit", "follow", "list"])

@@ -105,6 +105,7 @@ def test_q51_a_request_joins_a_job_that_waits_out_its_backoff_and_wakes_it(bench
     claim = bench.claim(job.id)
     fail(bench, job.id, claim.fence)
     assert bench.claim(job.id).status == "not_due"
+    assert bench.raw.zscore(bench.key("jobs:ring"), job.id) is None  # its own time rings it, nothing else
     again = bench.registry.jobs.submit(TASK, {"paths": ["b"]}, workspace="o/r#1", lane="capture")
     assert again.joined
     assert (again.job.id, again.job.args, again.job.due_at) == (job.id, {"paths": ["a", "b"]}, None)
