@@ -186,15 +186,10 @@ def test_redis_frozen_while_a_job_runs(fleet: FleetRun, private_redis: RedisServ
     fleet.beat()
     job_id, effects = slow(fleet, 3)
     fleet.running(job_id)
-    private_redis_signal(private_redis, signal.SIGSTOP)
+    private_redis.freeze()
     time.sleep(5)
-    private_redis_signal(private_redis, signal.SIGCONT)
+    private_redis.thaw()
     succeeded_once(fleet, job_id, effects, seconds=60)
-
-
-def private_redis_signal(server: RedisServer, number: int) -> None:
-    """Signal the server's process."""
-    os.kill(server.pid, number)
 
 
 def test_a_worker_paused_past_its_lease_does_not_publish(fleet: FleetRun) -> None:
