@@ -166,15 +166,25 @@ def ensure_files(root: Path) -> int:
 
 
 def pick(root: Path, captured: Sequence[str], count: int) -> list[str]:
-    """`count` small plain files out of `captured`, spread over the tree, always the same ones for the same tree."""
+    """`count` small plain files out of `captured`, spread over the tree, always the same for the same tree; texts if possible."""
     good = []
     for name in captured:
         facts = (root / name).lstat()
         if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and 0 < facts.st_size <= SMALL_FILE_BYTES:
             good.append(name)
+    texts = [name for name in good if _is_text(root / name)]
+    good = texts if len(texts) >= count else good
     if len(good) < count:
         raise InvalidParams(f"the demo needs {count} plain files of at most 1 MiB in the tree; it captured {len(good)}")
     return [good[number * len(good) // count] for number in range(count)]
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b"\0" not in file.read(1024)
+    except OSError:
+        return False
 
 
 def edit(path: Path, text: str) -> None:

@@ -122,7 +122,7 @@ def status(json: JsonFlag = False) -> None:
         ("queues", ("QUEUE", "WAITING"), list(report["queues"].items())),
         ("jobs", ("STATE", "JOBS"), list(report["jobs"].items())),
         ("counters", ("COUNTER", "VALUE"), sorted(report["counters"].items())),
-        ("settings", ("SETTING", "VALUE"), list(report["settings"].items())),
+        ("settings", ("SETTING", "VALUE"), [(name, _shown(value)) for name, value in report["settings"].items()]),
     ):
         line()
         if rows:
@@ -131,6 +131,10 @@ def status(json: JsonFlag = False) -> None:
             line(f"{title}: none")
     for warning in report["warnings"]:
         line(f"\nwarning: {escape(warning)}")
+
+
+def _shown(value: object) -> object:
+    return ":".join(str(part) for part in value) if isinstance(value, list) else value
 
 
 def _collect(fleet: Fleet) -> dict[str, Any]:

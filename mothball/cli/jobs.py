@@ -114,6 +114,22 @@ def _print_capture(result: CaptureResult) -> None:
     for name in result.torn:
         line(f"torn: {printable(name)} changed while it was read")
 
+    for state in result.git:
+        line(printable(_git_line(state)))
+
+
+def _git_line(state: dict[str, Any]) -> str:
+    """`.git` itself is left out, so people want to know what of it exists nowhere else."""
+    parts = [f"{state.get('branch') or 'detached'} at {str(state.get('head') or 'no commit')[:12]}"]
+    if state.get("dirty"):
+        parts.append("uncommitted changes")
+    parts += [
+        f"{state[key]} {text}" for key, text in (("unpushed", "commits not pushed"), ("stashes", "stashes")) if state.get(key)
+    ]
+    if state.get("error"):
+        parts.append(str(state["error"]))
+    return f"git {state.get('path') or '.'}: {', '.join(parts)}"
+
 
 def _changes(result: CaptureResult) -> tuple[tuple[int, str], ...]:
     return (result.added, "added"), (result.modified, "modified"), (result.deleted, "deleted")

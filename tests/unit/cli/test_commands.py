@@ -297,6 +297,7 @@ def test_a_capture_says_what_changed_and_what_was_left_out(
     result = CaptureResult(
         workspace="w", digest="sha256:" + "b" * 64, parent=None, generation=4, changed=True, files=10, bytes=2048, stored_bytes=512,
         layers=2, added=1, modified=3, deleted=0, omitted={"ignored": 5}, torn=["t\x1b"],
+        git=[{"path": "", "kind": "dir", "head": "d" * 40, "branch": "main", "dirty": True, "unpushed": 3, "stashes": 0}],
         omissions=[{"path": f"p{number}", "reason": "ignored", "size": 1} for number in range(5)], seconds=0.5,
     )  # fmt: skip
     handle = SimpleNamespace(id="job-1", joined=False, wait=lambda _timeout, on_poll: result)
@@ -307,6 +308,7 @@ def test_a_capture_says_what_changed_and_what_was_left_out(
     assert "left out: 5 ignored (an ignore rule says so" in out
     assert "  p2\n  and 2 more" in out
     assert "torn: t\\x1b changed" in out
+    assert "git .: main at dddddddddddd, uncommitted changes, 3 commits not pushed\n" in out
     found: dict[str, Any] = cli("capture", "w", "--timeout", "5s", "--json").json()
     assert found["result"] == result.to_dict()
 
