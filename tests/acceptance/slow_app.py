@@ -1,13 +1,15 @@
-"""The real app plus one slow job, for tests that must catch a job in the middle: ``celery -A tests.acceptance.slow_app``."""
+"""The real app plus a slow and a faulty job, for tests that must catch a job in the middle: ``celery -A tests.acceptance.slow_app``."""
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 import tasks
+from mothball.errors import from_code
 from tasks.context import JobContext
 from tasks.job import Outcome, job_task
 
@@ -37,6 +39,31 @@ def slow(ctx: JobContext, args: SlowArgs) -> Outcome:
     with Path(args.effects).open("a") as effects:
         effects.write(f"{ctx.job.id} {ctx.fence}\n")
     return Outcome(result={"slept": args.seconds, "fence": ctx.fence})
+
+
+class FaultyArgs(BaseModel):
+    """How to go wrong: the code of a MothballError, ``bug``, ``disk``, ``soft`` or ``hard``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    workspace: str
+    how: str
+
+
+@job_task(name="probe.faulty", args=FaultyArgs, queue="host", time_limit=4, soft_time_limit=1)
+def faulty(ctx: JobContext, args: FaultyArgs) -> Outcome:
+    """End in one of the ways that a task can end without success."""
+    if args.how == "bug":
+        raise ZeroDivisionError("a bug")
+    if args.how == "disk":
+        raise OSError(5, "Input/output error")
+    if args.how == "memory":
+        raise MemoryError("no more")
+    if args.how in {"soft", "hard"}:
+        if args.how == "hard":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # deaf to the soft limit, like a long C call
+        time.sleep(60)
+    raise from_code(args.how, f"it went wrong: {args.how}")
 
 
 tasks.MODULES = (*tasks.MODULES, __name__)
