@@ -1,0 +1,47 @@
+"""`make bench-capture` runs on a given tree, leaves it alone and writes its figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support import require_tool
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fingerprint(tree: Path) -> str:
+    state = hashlib.sha256()
+    for path in sorted(tree.rglob("*")):
+        info = path.lstat()
+        state.update(f"{path}{info.st_mtime_ns}{info.st_mode}{info.st_size}".encode())
+    return state.hexdigest()
+
+
+def test_the_benchmark_measures_every_contender_and_leaves_the_tree_untouched(tmp_path: Path) -> None:
+    for tool in ("restic", "borg", "zstd"):
+        require_tool(tool)
+    tree = tmp_path / "tree"
+    for number in range(150):
+        folder = tree / f"d{number % 7}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"f{number}.js").write_text(f"{number}\n" * 500)
+    before = fingerprint(tree)
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.capture", "--quick", "--rounds", "1"]
+    command += ["--tree", str(tree), "--work", str(tmp_path / "work"), "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert fingerprint(tree) == before
+    found = json.loads(out.read_text())
+    assert set(found["medians"]) == {"mothball", "tar | zstd -1", "restic", "borg"}
+    for figures in found["medians"].values():
+        assert figures["first_seconds"] > 0
+        assert figures["first_stored"] > 0
+        assert figures["read_ms"] > 0
+    assert found["medians"]["mothball"]["unchanged_stored"] == 0
+    assert 0 < found["medians"]["mothball"]["changed_stored"] < found["medians"]["mothball"]["first_stored"]
+    assert not list((tmp_path / "work").iterdir())
