@@ -38,6 +38,7 @@ class Guard:
     def check(self) -> None:
         """Start it anew when it has died."""
         if self._process is not None and self._process.poll() is not None:
+            self._close_pipe(self._process)
             self.start()
 
     def add(self, group: int, grace: float) -> None:
@@ -53,12 +54,16 @@ class Guard:
     def stop(self) -> None:
         """Close the pipe: whatever was added and not removed ends now."""
         process, self._process = self._process, None
-        if process is None or process.stdin is None:
+        if process is None:
             return
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+        self._close_pipe(process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(sum(self._groups.values()) + 10)
+
+    def _close_pipe(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
 
     def _tell(self, text: str) -> None:
         if self._process is not None and self._process.stdin is not None:
