@@ -191,7 +191,7 @@ def renew(entry: Entry, found: os.stat_result, size: int) -> Entry:
 
 def unread(error: OSError) -> Unread:
     """The omission that an error of the system means; an error that says nothing about the file is raised again."""
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE):
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ESTALE):
         return Unread("vanished", "" if error.errno == errno.ENOENT else "something else has its name now")
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         raise error

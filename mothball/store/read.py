@@ -7,7 +7,6 @@ import io
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from itertools import accumulate
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from mothball.errors import Corrupt, InvalidParams
@@ -97,7 +96,6 @@ class ContentReader(io.RawIOBase):
         self._stream = layer.toc.starts[row.frame] + row.offset if row.frame < len(layer.toc.starts) else 0
         extents = row.extents
         self._offsets = [offset for offset, _ in extents] if extents is not None else None
-        self._stored = [0, *accumulate(length for _, length in extents)] if extents is not None else [0]
 
     def readable(self) -> bool:
         return True
@@ -154,15 +152,16 @@ class ContentReader(io.RawIOBase):
             offset, length = self._row.extents[number]
             inside = self._place - offset
             if inside < length:
-                return self._content(view[: min(left, length - inside)], self._stored[number] + inside)
+                return self._content(view[: min(left, length - inside)], self._place)
+        # Between two extents the tar has zeros; there is no need to decompress them.
         following = self._offsets[number + 1] if number + 1 < len(self._offsets) else self._row.size
         left = min(left, following - self._place)
         view[:left] = bytes(left)
         return left
 
-    def _content(self, view: memoryview, stored: int) -> int:
+    def _content(self, view: memoryview, place: int) -> int:
         toc = self._layer.toc
-        position = self._stream + stored
+        position = self._stream + place
         number = bisect_right(toc.starts, position) - 1
         if number >= len(toc.frames):
             raise toc.corrupt(f"{show(self._row.path)} claims content outside its frames")

@@ -337,14 +337,14 @@ class Toc:
         for row in rows:
             kind = row.type
             if kind == "f" or kind == "h":  # noqa: PLR1714 -- this loop runs once per entry
-                extents = row.extents
-                stored = row.size if extents is None else self._stored_bytes(row)
+                if row.extents is not None:
+                    self._check_extents(row)
                 if len(row.sha256) != _SHA256_BYTES and (row.size or row.sha256):
                     raise self.corrupt(f"{row.path!r} has no sha256")
-                if stored and (
+                if row.size and (
                     row.frame >= frames
                     or starts[row.frame] + row.offset >= starts[row.frame + 1]
-                    or starts[row.frame] + row.offset + stored > total
+                    or starts[row.frame] + row.offset + row.size > total
                 ):
                     raise self.corrupt(f"{row.path!r} claims content outside its frames")
                 if kind == "h" and (not row.link or _paths_fault([row.link], root_allowed=False)):
@@ -355,15 +355,16 @@ class Toc:
             elif row.size:
                 raise self.corrupt(f"{row.path!r} is no file and has a size")
 
-    def _stored_bytes(self, row: TocRow) -> int:
-        """Sum of the extents of a sparse file; they must be in order, apart from each other and within the file."""
-        end = stored = 0
+    def _check_extents(self, row: TocRow) -> None:
+        """The extents of a sparse file must be in order, apart from each other and within the file.
+
+        They are a map for restoring holes: the tar holds the whole content, zeros included, as any other reader expects.
+        """
+        end = 0
         for offset, length in row.extents or ():
             if offset < end or length > row.size - offset:
                 raise self.corrupt(f"{row.path!r} has extents that overlap or leave the file")
             end = offset + length
-            stored += length
-        return stored
 
     def corrupt(self, reason: str) -> Corrupt:
         """The error that names this blob."""
