@@ -15,6 +15,7 @@ import pytest
 
 from tests.acceptance.command import Command
 from tests.support import eventually
+from workers.redis_server import RedisServer
 
 HOST = "box"
 ODD = os.fsdecode(b"caf\xe9\n.bin")
@@ -321,6 +322,18 @@ def test_up_after_a_killed_up_finds_its_data_again(tmp_path: Path) -> None:
         assert process.wait(30) == 0
     finally:
         first.close()
+
+
+def test_up_with_a_redis_of_ones_own_starts_none_and_leaves_it_alone(tmp_path: Path, private_redis: RedisServer) -> None:
+    running = Up(tmp_path / "fleet", redis_url=private_redis.url)
+    try:
+        assert set(running.ready["logs"]) == {"worker", "beat", "flower"}
+        assert running.command("hosts", "--json").json()[0]["online"] is True
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 0
+        assert private_redis.running
+    finally:
+        running.close()
 
 
 def test_a_fleet_that_cannot_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
