@@ -3,7 +3,7 @@
     from mothball import Fleet
 
     fleet = Fleet("redis://127.0.0.1:6379")
-    fleet.register("owner/repo#12", "/work/repo-12")
+    fleet.register("owner/repo#12", "/srv/workspaces/repo-12")
     result = fleet.capture("owner/repo#12").wait(timeout=600)
 
 A producer needs a Redis URL and nothing else: no Celery, no broker settings, no store. Importing this module is cheap;

@@ -62,11 +62,11 @@ class Settings(BaseSettings):
     host_offline_seconds: int = Field(30, ge=3, description="silence after which a host counts as offline")
 
     capture_time_limit: int = Field(3600, ge=10, description="hard limit of one capture, seconds; the soft limit is 60 s less")
-    frame_bytes: int = Field(4 * 1024**2, ge=64 * 1024, le=64 * 1024**2, description="uncompressed size at which a zstd frame is cut")
+    frame_bytes: int = Field(4 * 1024**2, ge=64 * 1024, le=64 * 1024**2, description="uncompressed bytes at which a frame is cut")
     zstd_level: int = Field(1, ge=1, le=19, description="zstd level of layers")
     capture_threads: int = Field(2, ge=1, le=32, description="threads that read, hash and compress frames")
     max_layers: int = Field(16, ge=1, le=100, description="more layers than this are squashed into one")
-    capture_profile: Literal["full", "light"] = Field("full", description="full: no size cap per file; light: 1 MiB per file (B-24)")
+    capture_profile: Literal["full", "light"] = Field("full", description="full: no cap per file; light: 1 MiB per file (B-24)")
     max_file_bytes: int = Field(0, ge=0, description="largest file captured, bytes; 0: the profile's")
     max_total_bytes: int = Field(0, ge=0, description="largest workspace captured, bytes; 0: no limit")
     max_files: int = Field(5_000_000, ge=1, description="most entries of one workspace")
@@ -111,7 +111,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        if len({self.broker_db, self.result_db, self.registry_db}) < 3:
+        databases = (self.broker_db, self.result_db, self.registry_db)
+        if len(set(databases)) < len(databases):
             raise ValueError("broker_db, result_db and registry_db must differ")
         if self.host_offline_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("host_offline_seconds must be at least twice heartbeat_seconds")
@@ -147,7 +148,7 @@ class Settings(BaseSettings):
                 settings = cls(**{**overrides, "redis_url": url})
         except ValidationError as error:
             lines = [
-                f"MOTHBALL_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}" if item["loc"] else str(item["msg"])
+                (f"MOTHBALL_{'_'.join(map(str, item['loc'])).upper()}: " if item["loc"] else "") + str(item["msg"])
                 for item in error.errors(include_input=False)
             ]
             raise ConfigError("; ".join(lines)) from None

@@ -66,6 +66,7 @@ def build_config(*, diff_ids: list[str], labels: dict[str, str]) -> bytes:
 
 
 def build_manifest(*, config: Descriptor, layers: list[Descriptor], annotations: dict[str, str]) -> bytes:
+    """The image manifest of a generation; `layers` lowest first."""
     return canonical(
         {
             "schemaVersion": 2,
