@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import import_module
 from typing import Any
 
 import structlog
@@ -108,6 +109,8 @@ def on_worker_init(**_: object) -> None:
     """Before a worker connects: its broker must survive items that are no messages. Other processes consume nothing."""
     transport.install()
     transport.on_unreadable[:] = [on_unreadable]
+    # Loaded once before the pool forks: each child shares the pages, and no job pays for the import.
+    import_module("mothball.capture.capture")
 
 
 def on_unreadable(queue: str, error: Exception) -> None:

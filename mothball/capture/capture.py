@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import posixpath
 import stat
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from mothball.capture.reading import Reader
 from mothball.capture.root import open_root
 from mothball.capture.types import CaptureOptions, CaptureRequest, CaptureResult, Checkpoint, Entry, Omission, printable
 from mothball.capture.walk import Found, Walker
-from mothball.errors import Corrupt
+from mothball.errors import Corrupt, InvalidParams
 from mothball.names import check_workspace_id
 from mothball.settings import Settings
 from mothball.store import Ref, RefIndex, Store
@@ -75,6 +76,7 @@ def capture_workspace(
     raises. On every error the store is as before but for a blob that nothing refers to, which the collector takes.
     """
     check_workspace_id(request.workspace)
+    again_paths(request)
     options = CaptureOptions.merge(settings, request.options)
     store = Store(settings.store_dir, fsync=settings.fsync)
     with open_root(request.path, settings.workspace_roots) as root_fd, full_disk_is_no_space(store.root), _no_cycle_collection():
@@ -124,7 +126,7 @@ class _Capture:
             changes = Changes()
             if parent:
                 changes = Comparison(
-                    parent.baseline, reader, clamp=self.clamp, again=self.request.paths, checkpoint=self.checkpoint
+                    parent.baseline, reader, clamp=self.clamp, again=again_paths(self.request), checkpoint=self.checkpoint
                 ).run(found.entries)
                 if latest and not changes.any and not self.request.full:
                     return self._unchanged(latest, parent, found, changes)
@@ -328,6 +330,17 @@ def _everything(found: Found, known: Changes) -> Changes:
     compared = known.any or bool(known.hashes)
     added = known.added if compared else len(paths) - 1
     return Changes(emit=paths, added=added, modified=known.modified, deleted=known.deleted)
+
+
+def again_paths(request: CaptureRequest) -> tuple[str, ...]:
+    """The paths to read again, relative to the workspace; raises `InvalidParams` for one that leads out of it."""
+    found = []
+    for path in request.paths or ():
+        relative = posixpath.normpath(posixpath.relpath(path, request.path) if path.startswith("/") else path)
+        if relative == ".." or relative.startswith("../") or "\0" in path:
+            raise InvalidParams(f"path {printable(path)!r} is not in the workspace")
+        found.append("" if relative == "." else relative)
+    return tuple(found)
 
 
 def _totals(entries: list[Entry]) -> tuple[int, int]:

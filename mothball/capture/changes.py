@@ -55,7 +55,7 @@ class Comparison:
         self._reader = reader
         self._clamp = clamp
         self._again = tuple(again or ())
-        self._again_below = tuple(f"{path}/" for path in self._again)
+        self._again_below = tuple(f"{path}/" if path else "" for path in self._again)
         self._checkpoint = checkpoint
         self._changes = Changes()
         self._scratch = bytearray(_CHUNK)

@@ -151,6 +151,26 @@ def slow_before_any_worker(fleet: FleetRun) -> tuple[str, Path]:
     return slow(fleet, 0.1)
 
 
+def test_a_job_longer_than_its_lease_keeps_it_without_checkpoints(fleet: FleetRun) -> None:
+    """The lease is 3 s and the work 7 s in one piece; the thread renews, and beat's rings find nothing to repeat."""
+    fleet.worker(worker_concurrency=2)
+    fleet.beat()
+    job_id, effects = slow(fleet, 7, deaf=True)
+    succeeded_once(fleet, job_id, effects)
+    assert fleet.job(job_id).deliveries == 1
+    assert len(lines(effects.with_suffix(".started"))) == 1
+
+
+def test_cancel_reaches_a_job_without_checkpoints_at_its_next_one(fleet: FleetRun) -> None:
+    """It works on, but it does not publish."""
+    fleet.worker()
+    job_id, effects = slow(fleet, 3, deaf=True)
+    fleet.until(lambda: fleet.job(job_id).state == "running", "it runs")
+    fleet.registry.jobs.cancel(job_id)
+    assert fleet.finished(job_id).state == "cancelled"
+    assert lines(effects) == []
+
+
 def test_two_jobs_of_one_workspace_never_overlap(fleet: FleetRun) -> None:
     """The second waits for the lease and is rung by the first one's end, not by a timer."""
     fleet.worker(worker_concurrency=3, lease_seconds=600)

@@ -11,11 +11,11 @@
 --
 -- Parts: [[name, class, value], ...] sorted by name, name and value being JSON text that is never decoded here. Class:
 --   b boolean: OR      i integer: the larger      o anything else: the later
---   l list of JSON texts, sorted, none twice: union      n null: absorbs everything ("all of it")
+--   l list of JSON texts, sorted, none twice: union      n null: says nothing, the other value stands
 -- A key of a higher class wins over a lower one, so joining is associative and idempotent whatever is mixed.
 local id, task, args, parts = arg(1), arg(2), arg(3), arg(4)
 local ws, lane, host, queue, origin, max_bytes = arg(5), arg(6), arg(7), arg(8), arg(9), tonumber(arg(10))
-local RANK = {b = 1, i = 2, o = 3, l = 4, n = 5}
+local RANK = {n = 0, b = 1, i = 2, o = 3, l = 4}
 
 local known = redis.call('HMGET', key('job', id), 'task', 'workspace')
 if known[1] then

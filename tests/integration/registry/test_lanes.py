@@ -50,8 +50,8 @@ def test_q31_union_of_files_or_of_flags_max_of_numbers_later_text(lane: Bench) -
 
 
 @pytest.mark.parametrize("requests", [[{"paths": None}, {"paths": ["a"]}], [{"paths": ["a"]}, {"paths": None}]])
-def test_q31_null_absorbs_in_either_order(lane: Bench, requests: list[dict[str, Any]]) -> None:
-    assert join(lane, *requests) == {"paths": None}
+def test_q31_null_says_nothing_in_either_order(lane: Bench, requests: list[dict[str, Any]]) -> None:
+    assert join(lane, *requests) == {"paths": ["a"]}, "a forced re-read must not be lost to a plain request"
 
 
 def test_q31_empty_lists_stay_lists_and_missing_names_are_filled_in(lane: Bench) -> None:
