@@ -504,3 +504,31 @@ def test_a_folder_removed_and_made_again_is_empty_below(store: Store) -> None:
     with Tree.open(store, capture(store, *layers)) as tree:
         assert [entry.path for entry in tree.walk()] == ["a", "a/new"]
         assert not tree.exists("a/old")
+
+
+def _one_file(content: bytes, extents: list[list[int]]) -> Blob:
+    rows: list[Any] = [
+        (b"", "d", 0o755, 0, 0, 1, 0, b"", b"", 0, 0),
+        (b"hole", "f", 0o644, 0, 0, 1, len(content), hashlib.sha256(content).digest(), b"", 0, 512, extents),
+    ]
+    return pack(bytes(512) + content + bytes(1024), rows)
+
+
+def test_the_holes_of_a_sparse_file_cost_no_frames(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = _one_file(bytes(100_000) + b"end", [[100_000, 3]])
+    read: list[int] = []
+
+    def counting(file: Any, toc: Any, number: int) -> bytes:
+        read.append(number)
+        return read_frame(file, toc, number)
+
+    monkeypatch.setattr("mothball.store.read.read_frame", counting)
+    with Tree.open(store, capture(store, blob)) as tree:
+        assert tree.read("hole") == bytes(100_000) + b"end"
+    assert len(read) == 1
+
+
+def test_a_sparse_file_with_data_in_what_it_calls_holes_is_corrupt(store: Store) -> None:
+    with Tree.open(store, capture(store, _one_file(b"x" * 5000, [[0, 100]]))) as tree:
+        with pytest.raises(Corrupt, match="does not match its sha256"):
+            tree.read("hole")
