@@ -313,14 +313,16 @@ def _pack(packer: Packer, entries: list[Entry], changes: Changes) -> None:
     for path in changes.gone:
         folder, _, name = path.rpartition("/")
         whiteouts.setdefault(folder, []).append(name)
+    emit, times, add = changes.emit, changes.times, packer.add
     for entry in entries:
-        if entry.path in changes.emit:
-            packer.add(entry)
-        elif entry.path in changes.times:
+        path = entry[0]
+        if path in emit:
+            add(entry)
+        elif path in times:
             packer.mtime(entry)
-        if entry.path in whiteouts and stat.S_ISDIR(entry.mode):
-            for name in sorted(whiteouts[entry.path], key=_raw):
-                packer.whiteout(entry.path, name)
+        if path in whiteouts and stat.S_ISDIR(entry.mode):
+            for name in sorted(whiteouts[path], key=_raw):
+                packer.whiteout(path, name)
     packer.finish()
 
 

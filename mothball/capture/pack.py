@@ -23,6 +23,7 @@ ROOT = b"workspace"
 _NS = 1_000_000_000
 _STREAM_TRIES = 3
 _ZEROS = bytes(BLOCK)
+_ROUND = BLOCK - 1
 
 
 class Packer:
@@ -57,8 +58,10 @@ class Packer:
 
     def add(self, entry: Entry) -> None:
         """One entry, in order."""
-        kind = stat.S_IFMT(entry.mode)
-        if kind == stat.S_IFDIR:
+        kind = entry[1] & 0o170000
+        if kind == stat.S_IFREG and not entry[8]:
+            self._file(entry)
+        elif kind == stat.S_IFDIR:
             path = ROOT + (b"/" + os.fsencode(entry.path) if entry.path else b"") + b"/"
             self._head(self._header(entry, path, b"5", 0))
             self.rows.append(self._row(entry, "d"))
@@ -133,9 +136,10 @@ class Packer:
         uid, gid = (0, 0) if self._clamp else entry[2:4]
         path = b"workspace/" + raw
         head = header(path, b"0", entry[1] & 0o7777, uid, gid, size, entry[5] // _NS)
-        if len(head) + padded(size) > writer.room():
-            self._flush()
         begin = writer.position
+        if len(head) + size + BLOCK > writer.frame_bytes - begin:
+            self._flush()
+            begin = writer.position
         start = begin + len(head)
         view = writer.view
         got, torn = entry, False
@@ -151,14 +155,19 @@ class Packer:
             if got is not entry:
                 size = got.size
                 head = self._header(got, path, b"0", size)
-        end, stop = start + size, start + padded(size)
+        end = start + size
+        stop = start + (size + _ROUND & -BLOCK)
         view[begin:start] = head
         sha = sha256(view[start:end]).digest()
         view[end:stop] = _ZEROS[: stop - end]
         writer.position = stop
-        frame, offset = (writer.frame, start) if size else (0, 0)
-        row: Row = (raw, "f", got[1] & 0o7777, uid, gid, got[5], size, sha, b"", frame, offset)
-        self._done(entry, Content(got, torn), row, sha)
+        row: Row = (raw, "f", got[1] & 0o7777, uid, gid, got[5], size, sha, b"", writer.frame if size else 0, start if size else 0)
+        if torn or got is not entry or entry[8]:
+            self._done(entry, Content(got, torn), row, sha)
+        else:
+            self.rows.append(row)
+            self.hashes[entry[0]] = sha
+            self.content += size
 
     def _done(self, planned: Entry, got: Content, row: Row, sha: bytes) -> None:
         entry = got.entry
