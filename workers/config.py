@@ -130,7 +130,8 @@ def celery_config(settings: Settings, *, role: str = "worker") -> dict[str, Any]
         # -- monitoring
         "worker_send_task_events": True,
         "task_send_sent_event": True,
-        # -- beat
+        # -- beat: nothing to remember (sweeps run at start and claim slots), so no schedule file that could be torn
+        "beat_scheduler": "celery.beat:Scheduler",
         "beat_schedule": beat_schedule(settings),
         "beat_enable_remote_control": True,
         "timezone": "UTC",
@@ -175,11 +176,9 @@ def worker_command(settings: Settings, *, name: str | None = None) -> Command:
     return Command(argv, child_env(settings, REMAP_SIGTERM="SIGQUIT"))
 
 
-def beat_command(settings: Settings, *, name: str = "beat") -> Command:
-    """The scheduler. Its schedule file lies in the run folder; a second beat needs another `name`."""
-    schedule = settings.run_dir / f"{slug(name)}-schedule"
-    argv = _celery("beat", "--schedule", str(schedule), "--pidfile", "", "-l", settings.log_level)
-    return Command(argv, child_env(settings))
+def beat_command(settings: Settings) -> Command:
+    """The scheduler. It keeps no file, so any number may run, anywhere, also on a read-only disk."""
+    return Command(_celery("beat", "--pidfile", "", "-l", settings.log_level), child_env(settings))
 
 
 def flower_command(settings: Settings, *, port: int | None = None) -> Command:

@@ -120,7 +120,7 @@ class FleetRun:
 
     def beat(self, name: str = "beat", **overrides: Any) -> Process:
         """Start a scheduler."""
-        return self._start(name, beat_command(self.with_settings(**overrides), name=name))
+        return self._start(name, beat_command(self.with_settings(**overrides)))
 
     def _start(self, name: str, command: Command) -> Process:
         process = Process(name, command, self.folder / f"{name}.log", slow=self.slow)

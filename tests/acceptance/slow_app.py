@@ -1,4 +1,4 @@
-"""The real app plus a slow and a faulty job, for tests that must catch a job in the middle: ``celery -A tests.acceptance.slow_app``."""
+"""The real app plus a slow and a faulty job, to catch jobs in the middle: ``celery -A tests.acceptance.slow_app``."""
 
 from __future__ import annotations
 

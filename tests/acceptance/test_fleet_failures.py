@@ -16,6 +16,7 @@ import pytest
 from tests.acceptance.fleet import FleetRun
 from tests.acceptance.test_fleet_life import lines, slow, succeeded_once
 from workers.config import flower_command
+from workers.redis_server import RedisServer
 
 
 def faulty(fleet: FleetRun, how: str) -> str:
@@ -40,7 +41,7 @@ def test_what_will_not_get_better_fails_at_once(fleet: FleetRun, how: str, code:
     assert (job.state, job.error_code, job.attempts, job.deliveries) == ("failed", code, 1, 1), job
     assert said in (job.error or "")
     assert fleet.registry.workspaces.get("r/f#1").last_error
-    with pytest.raises(Exception, match="it went wrong|a bug"):
+    with pytest.raises(Exception, match=r"it went wrong|a bug"):
         fleet.producer().AsyncResult(job.id).get(timeout=10)
     assert fleet.leases() == []
 
@@ -94,15 +95,14 @@ def test_a_main_process_killed_alone_doubles_nothing(fleet: FleetRun) -> None:
     succeeded_once(fleet, job_id, effects, seconds=40)
 
 
-def test_a_worker_that_starts_before_redis_waits_for_it(fleet: FleetRun, private_redis: object) -> None:
+def test_a_worker_that_starts_before_redis_waits_for_it(fleet: FleetRun, private_redis: RedisServer) -> None:
     """A fleet that boots in any order: no crash loop, no lost job."""
-    server = fleet.settings.redis_url and private_redis
-    server.kill()  # type: ignore[attr-defined]  # a RedisServer
+    private_redis.kill()
     worker = fleet.worker(ready=False)
     beat = fleet.beat()
     fleet.until(lambda: "Cannot connect to" in worker.text(), "the worker tries")
     assert worker.alive and beat.alive
-    server.start()  # type: ignore[attr-defined]  # a RedisServer
+    private_redis.start()
     fleet.until(lambda: " ready." in worker.text(), "the worker is ready", seconds=40)
     job_id, effects = slow(fleet, 0.1, ring=False)
     succeeded_once(fleet, job_id, effects, seconds=30)

@@ -310,7 +310,7 @@ def test_the_heartbeat_file_is_young_while_the_worker_lives_and_gone_after(
     assert health(["--ready"]) == 0
     assert "limit 15 s" in capsys.readouterr().out
     info = fleet.registry.hosts.get(fleet.settings.host).info
-    assert info["tasks"] == ["maintenance.check_hosts", "maintenance.ring", "probe.slow", "workspace.capture"]
+    assert {"maintenance.check_hosts", "maintenance.ring", "probe.slow", "workspace.capture"} <= set(info["tasks"])
     worker.signal(signal.SIGTERM)
     worker.wait(20)
     assert heartbeat_age(fleet.settings) is None

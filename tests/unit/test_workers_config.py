@@ -157,11 +157,10 @@ def test_the_worker_command(settings: Settings) -> None:
 
 
 def test_the_beat_and_flower_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beat keeps its file in the run folder; Flower is read-only, and its password is not an argument."""
+    """Beat keeps no file; Flower is read-only, and its password is not an argument."""
     monkeypatch.setenv("FLOWER_READ_ONLY", "false")
-    beat = beat_command(settings)
-    assert beat.argv[beat.argv.index("--schedule") + 1] == str(settings.run_dir / "beat-schedule")
-    assert beat_command(settings, name="beat-2").argv != beat.argv
+    assert " ".join(beat_command(settings).argv[1:]).startswith("-m celery -A workers.app beat --pidfile ")
+    assert celery_config(settings)["beat_scheduler"] == "celery.beat:Scheduler"
     guarded = Settings.load(flower_address="0.0.0.0", flower_basic_auth="ops:hush-hush", host="h1")
     flower = flower_command(guarded, port=0)
     line = " ".join(flower.argv)
