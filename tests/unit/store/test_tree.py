@@ -529,6 +529,6 @@ def test_the_holes_of_a_sparse_file_cost_no_frames(store: Store, monkeypatch: py
 
 
 def test_a_sparse_file_with_data_in_what_it_calls_holes_is_corrupt(store: Store) -> None:
-    with Tree.open(store, capture(store, _one_file(b"x" * 5000, [[0, 100]]))) as tree:
-        with pytest.raises(Corrupt, match="does not match its sha256"):
-            tree.read("hole")
+    digest = capture(store, _one_file(b"x" * 5000, [[0, 100]]))
+    with Tree.open(store, digest) as tree, pytest.raises(Corrupt, match="does not match its sha256"):
+        tree.read("hole")
