@@ -253,7 +253,7 @@ class _Check:
             digest = f"sha256:{name}"
             if not _HEX.match(name):
                 self._problem("", [], f"the blobs folder holds {name[:100]!r}, which is no blob")
-            elif digest not in self._checked:
+            elif digest not in self._checked and digest not in self._bad:
                 with self._guard(digest):
                     self._blob(digest, None)
 
