@@ -11,6 +11,7 @@ import stat
 import time
 from collections.abc import Container
 from hashlib import sha256
+from typing import Any
 
 from mothball.capture.reading import PAUSES, Content, Reader, TooBig, Unread, extents, fill_sparse, renew, unread
 from mothball.capture.tarhead import BLOCK, END_OF_ARCHIVE, header, padded
@@ -38,6 +39,7 @@ class Packer:
         self._checkpoint = checkpoint
         self.rows: list[Row] = []
         self.hashes: dict[str, bytes] = {}
+        self._later: list[tuple[str, list[Any]]] = []
         self.read: dict[str, Entry] = {}
         self.omissions: list[Omission] = []
         self.torn: list[str] = []
@@ -75,6 +77,8 @@ class Packer:
     def finish(self) -> None:
         """The end of the archive."""
         self._writer.append(END_OF_ARCHIVE)
+        self._writer.drain()
+        self.hashes.update((path, row[7]) for path, row in self._later)
         self._checkpoint("write", {"bytes": self.content, "stored_bytes": self._writer.stored, "entries": len(self.rows)})
 
     def _ids(self, entry: Entry) -> tuple[int, int]:
@@ -158,15 +162,17 @@ class Packer:
         end = start + size
         stop = start + (size + _ROUND & -BLOCK)
         view[begin:start] = head
-        sha = sha256(view[start:end]).digest()
         view[end:stop] = _ZEROS[: stop - end]
         writer.position = stop
-        row: Row = (raw, "f", got[1] & 0o7777, uid, gid, got[5], size, sha, b"", writer.frame if size else 0, start if size else 0)
+        frame, offset = (writer.frame, start) if size else (0, 0)
         if torn or got is not entry or entry[8]:
-            self._done(entry, Content(got, torn), row, sha)
+            sha = sha256(view[start:end]).digest()
+            self._done(entry, Content(got, torn), self._row(got, "f", size, sha, b"", frame, offset), sha)
         else:
+            row = [raw, "f", entry[1] & 0o7777, uid, gid, entry[5], size, b"", b"", frame, offset]
+            writer.hashed_later.append((start, end, row))
+            self._later.append((entry[0], row))
             self.rows.append(row)
-            self.hashes[entry[0]] = sha
             self.content += size
 
     def _done(self, planned: Entry, got: Content, row: Row, sha: bytes) -> None:

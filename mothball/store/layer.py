@@ -19,6 +19,7 @@ from mothball.store.blobs import BlobStore, BlobWriter
 from mothball.store.manifest import LAYER_CONTENT, MEDIA_LAYER, TOC_DIGEST, TOC_OFFSET, TOC_SIZE, Descriptor
 from mothball.store.toc import Row, encode_toc, skippable_frame
 
+_ROW_SHA = 7
 FLUSH_EVERY = 32 * 1024**2
 """Compressed bytes after which what was written is flushed to disk beside the work, so that the end need not wait."""
 
@@ -42,7 +43,8 @@ class Mark(NamedTuple):
 class LayerWriter:
     """One layer on its way. Use as a context manager; without `finish` nothing is published.
 
-    `view` (of `frame_bytes`) is filled by the caller up to `position`; `flush` hands its buffer over and takes a fresh one.
+    `hashed_later` takes (start, end, row) of files that lie whole in the current frame: their sha256 is put into the row
+    beside the compression, and is there after `drain`. `view` (of `frame_bytes`) is filled by the caller up to `position`; `flush` hands its buffer over and takes a fresh one.
     """
 
     def __init__(self, blobs: BlobStore, *, frame_bytes: int, level: int, threads: int) -> None:
@@ -105,13 +107,14 @@ class LayerWriter:
         if not self.position:
             return
         raw, size = self.buffer, self.position
-        packed = self._compress.submit(self._pack, raw, size)
+        packed = self._compress.submit(self._pack, raw, size, self.hashed_later)
         self._pending.append(self._write.submit(self._store, packed, raw, size))
         self._handed += 1
         self.position = 0
         self._fresh(self._take())
 
     def _fresh(self, buffer: bytearray) -> None:
+        self.hashed_later: list[tuple[int, int, list[Any]]] = []
         self.buffer = buffer
         self.view = memoryview(buffer)
 
@@ -126,12 +129,15 @@ class LayerWriter:
         while self._pending and self._pending[0].done():
             self._pending.pop(0).result()
 
-    def _pack(self, raw: bytearray, size: int) -> bytes:
+    def _pack(self, raw: bytearray, size: int, hashed: list[tuple[int, int, list[Any]]]) -> bytes:
         compressor = getattr(self._local, "compressor", None)
         if compressor is None:
             compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
             self._local.compressor = compressor
+        sha256 = hashlib.sha256
         with memoryview(raw) as view:
+            for start, end, row in hashed:
+                row[_ROW_SHA] = sha256(view[start:end]).digest()
             return compressor.compress(view[:size])
 
     def _store(self, packed: Future[bytes], raw: bytearray, size: int) -> None:

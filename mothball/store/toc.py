@@ -52,6 +52,7 @@ _CACHED_BLOCKS: Final = 4
 Row: TypeAlias = (
     tuple[bytes, str, int, int, int, int, int, bytes, bytes, int, int]
     | tuple[bytes, str, int, int, int, int, int, bytes, bytes, int, int, Sequence[Sequence[int]]]
+    | list[Any]
 )
 """What a writer gives: path, type, mode, uid, gid, mtime_ns, size, sha256, link, frame, offset[, extents]."""
 
