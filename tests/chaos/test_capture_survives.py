@@ -17,6 +17,7 @@ from mothball.registry import Job
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.tree import Tree
+from mothball.store.verify import verify
 from tests.acceptance.fleet import FleetRun, Process
 from workers.redis_server import RedisServer
 
@@ -123,7 +124,8 @@ class Captures:
             outcome = self.fleet.job(job_id).outcome or {}
             assert (outcome["digest"], outcome["generation"]) == (record.digest, 1), outcome
             self._is_the_tree(store, record.digest, Path(record.path))
-        self._no_scraps(store)
+        report = verify(store, deep=True)
+        assert (report.problems, report.refs) == ([], len(self.jobs))
 
     def _is_the_tree(self, store: Store, digest: str, folder: Path) -> None:
         with Tree.open(store, digest) as tree:
@@ -133,11 +135,6 @@ class Captures:
             for name, path in real.items():
                 if path.is_file() and not path.is_symlink():
                     assert tree.read(name) == path.read_bytes(), name
-
-    def _no_scraps(self, store: Store) -> None:
-        """No half-written blob under its digest's name: every blob is what it is called."""
-        for blob in (store.root / "blobs" / "sha256").iterdir():
-            store.blobs.check(f"sha256:{blob.name}")
 
 
 def test_sigkill_of_the_pool_process_twenty_times(start: Callable[..., Captures]) -> None:
