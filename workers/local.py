@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -54,6 +55,7 @@ class LocalFleet:
         self._redis_group: int | None = None
         self._children: list[Child] = []
         self._lock: int | None = None
+        self._temporary = settings.data_dir / "tmp"
 
     def __enter__(self) -> Self:
         try:
@@ -135,6 +137,7 @@ class LocalFleet:
             self._guard_redis(None)
         self._guard.stop()
         if self._lock is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
             (self.settings.data_dir / ENDPOINT_FILE).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
@@ -182,6 +185,9 @@ class LocalFleet:
         from workers.config import beat_command, flower_command, worker_command
 
         logs = self.settings.data_dir / "logs"
+        # What a killed process leaves in its temporary folder must not pile up in the machine's.
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(mode=0o700)
         for name, command, grace in (
             ("worker", worker_command(self.settings), self.settings.soft_shutdown_seconds + STOP_SECONDS),
             ("beat", beat_command(self.settings), STOP_SECONDS),
@@ -191,7 +197,7 @@ class LocalFleet:
                 Child(
                     name,
                     command.argv,
-                    env=command.env,
+                    env={**command.env, "TMPDIR": str(self._temporary)},
                     cwd=self.settings.data_dir,
                     log_file=logs / f"{name}.log",
                     grace=grace,

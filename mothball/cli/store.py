@@ -138,9 +138,8 @@ def _progress(label: str, *, hidden: bool) -> Iterator[Callable[..., None]]:
     ) as shown:
         task = shown.add_task(label, total=None)
 
-        def update(*values: object, **named: object) -> None:
-            amounts = [*(str(value) for value in values), *(f"{value} {name}" for name, value in named.items())]
-            shown.update(task, description=printable(f"{label}: {', '.join(amounts)}"))
+        def update(*, blobs: int, bytes: int) -> None:  # noqa: A002 - the reader's names
+            shown.update(task, description=f"{label}: {blobs:,} blobs, {human_bytes(bytes)}")
 
         yield update
 
