@@ -45,7 +45,8 @@ def measure(tree: Path, big: Path | None, work: Path, say: Say) -> dict[str, Any
             raise RuntimeError("the worker is not running")
         out: dict[str, Any] = {"overhead_ms": median(overhead), "overhead_all_ms": overhead, "wait_ms": median(waited)}
         out["idle_peak"] = max(_peaks(worker).values())
-        for name, path in (("tree_peak", tree), ("big_peak", big)):
+        # The large file first: a process's peak never falls again, and the tree's is the higher one.
+        for name, path in (("big_peak", big), ("tree_peak", tree)):
             if path is None:
                 continue
             fleet.register(f"bench/{name}#1", path)

@@ -84,8 +84,8 @@ def test_public_functions_and_classes_have_docstrings() -> None:
 def test_no_file_names_a_machine_an_index_or_unfinished_work() -> None:
     # Written in halves, so that this file does not name them either.
     halves = (
-        ("/wo", "rk/"), ("/tm", r"p/w\b"), (r"(?<![\w}>])/ro", "ot/"), ("/ho", "me/[a-z]"), ("files.python", "hosted"), ("pypi.or", "g/simple"),
-        ("--extra", "-index-url"), (r"\bTO", r"DO\b"), (r"\bFIX", r"ME\b"), (r"\bXX", r"X\b"),
+        ("/wo", "rk/"), ("/tm", r"p/w\b"), (r"(?<![\w}>])/ro", "ot/"), ("/ho", "me/[a-z]"), ("files.python", "hosted"),
+        ("pypi.or", "g/simple"), ("--extra", "-index-url"), (r"\bTO", r"DO\b"), (r"\bFIX", r"ME\b"), (r"\bXX", r"X\b"),
     )  # fmt: skip
     forbidden = re.compile("|".join(first + second for first, second in halves))
     found = [
