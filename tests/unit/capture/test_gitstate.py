@@ -530,9 +530,9 @@ def test_no_descriptor_and_no_file_is_left(clone: Path, tmp_path: Path, monkeypa
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = sorted(os.listdir("/proc/self/fd"))
     files = sorted(path for path in clone.rglob("*"))
     states(clone, ["", "missing", "sub"])
-    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert sorted(os.listdir("/proc/self/fd")) == before
     assert list(scratch.iterdir()) == []
     assert sorted(path for path in clone.rglob("*")) == files

@@ -72,9 +72,9 @@ def gits(root: Path, ignore_files: Files, paths: dict[bytes, bool]) -> set[bytes
     base = os.fsencode(root)
     for path in sorted(paths, key=lambda item: item.split(b"/")):
         if paths[path]:
-            os.makedirs(base + b"/" + path)  # noqa: PTH103 -- the name may be no UTF-8
+            os.makedirs(base + b"/" + path)
         else:
-            with open(base + b"/" + path, "wb"):  # noqa: PTH123
+            with open(base + b"/" + path, "wb"):
                 pass
     for folder, text in ignore_files.items():
         (root / folder / ".gitignore").write_bytes(text)
@@ -82,7 +82,7 @@ def gits(root: Path, ignore_files: Files, paths: dict[bytes, bool]) -> set[bytes
         out = git(root, "check-ignore", "--no-index", "-z", "--stdin", stdin=b"".join(path + b"\0" for path in paths))
         return set(out.split(b"\0")) - {b""}
     finally:
-        for name in os.listdir(base):  # noqa: PTH208 -- names as bytes
+        for name in os.listdir(base):
             if name != b".git":
                 subprocess.run([b"rm", b"-rf", b"--", base + b"/" + name], check=True)
 
