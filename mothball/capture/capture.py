@@ -212,6 +212,7 @@ class _Capture:
             _pack(packer, found.entries, changes)
             removed = sorted({*map(_raw, changes.gone), *map(_raw, changes.replaced), *packer.removed}, key=sort_key)
             layer = writer.finish(packer.rows, removed, packer.content)
+            packer.rows.clear()
         if self.request.verify:
             self.checkpoint("verify", {"stored_bytes": layer.descriptor.size})
             blobs.check(layer.descriptor.digest)

@@ -79,6 +79,7 @@ class Packer:
         self._writer.append(END_OF_ARCHIVE)
         self._writer.drain()
         self.hashes.update((path, row[7]) for path, row in self._later)
+        self._later.clear()
         self._checkpoint("write", {"bytes": self.content, "stored_bytes": self._writer.stored, "entries": len(self.rows)})
 
     def _ids(self, entry: Entry) -> tuple[int, int]:

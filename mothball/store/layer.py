@@ -76,6 +76,12 @@ class LayerWriter:
             if pool:
                 pool.shutdown(wait=True, cancel_futures=True)
         self._blob.__exit__()
+        self._release()
+
+    def _release(self) -> None:
+        """Give the buffers back: the table of contents of a large tree needs as much again."""
+        self._fresh(bytearray())
+        self._free = queue.SimpleQueue()
 
     @property
     def frame(self) -> int:
@@ -178,6 +184,7 @@ class LayerWriter:
         self.drain()
         if self._flushed:
             self._flushed.result()
+        self._release()
         toc = encode_toc(rows, self._frames, removed, content)
         offset = self._blob.size + 8
         self._blob.write(skippable_frame(toc.payload))
