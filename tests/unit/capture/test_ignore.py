@@ -198,7 +198,8 @@ _NAMES = st.lists(
 _SEGMENT = _NAMES.map(b"".join)
 _PATHS = st.lists(st.lists(_SEGMENT, min_size=1, max_size=4).map(b"/".join).map(lambda path: path.rstrip()), min_size=1, max_size=8)
 _PIECES = [
-    b"a", b"b", b"ab", b"*", b"**", b"?", b"/", b"/", b"!", b"\\", b"[", b"]", b"[a]", b"[!a]", b"[a-b]", b"[[:alpha:]]", b" ", b"#",
+    b"a", b"b", b"ab", b"*", b"**", b"?", b"/", b"/", b"!", b"\\", b"[", b"]", b"[a]", b"[!a]", b"[a-b]", b"[[:alpha:]]", b" ",
+    b"#",
     b".", b"-", b"**/", b"/**", b"\r", b"\xe9", b"^", b"[^", b":]",
 ]  # fmt: skip
 _LINES = st.lists(st.lists(st.sampled_from(_PIECES), max_size=6).map(b"".join), min_size=1, max_size=6)

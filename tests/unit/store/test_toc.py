@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mothball.errors import Corrupt
-from mothball.store import toc as toc_module
+from mothball.store import tocformat as toc_module
 from mothball.store.manifest import TOC_DIGEST, TOC_OFFSET, TOC_SIZE
 from mothball.store.toc import Toc, encode_toc, read_frame, skippable_frame, sort_key
 from tests.unit.store.build import Blob, Dir, File, Hard, Link, Mtime, layer, pack
