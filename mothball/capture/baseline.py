@@ -31,6 +31,7 @@ RACY_NS = 2_000_000_000
 _KINDS = {"file": S_IFREG, "hardlink": S_IFREG, "dir": S_IFDIR, "symlink": S_IFLNK}
 _SHA = 32
 _NO_SHA = bytes(_SHA)
+_encoder = msgspec.msgpack.Encoder()
 
 
 class _File(msgspec.Struct, array_like=True):
@@ -113,16 +114,18 @@ def save_index(
     # Column by column: a list of seven-tuples beside the entries would double the memory of a capture.
     columns = [array("q", [entry[field] for entry in entries]) for field in range(1, 8)]
     columns[5] = array("q", [0 if e[6] >= racy or (e[6] and e[5] >= racy) else e[6] for e in entries])
-    paths = os.fsencode("\0".join([entry.path for entry in entries]))
-    hashes = b"".join([sha or _NO_SHA for sha in shas])
     document = _File(
-        _VERSION, manifest, owner, paths, [column.tobytes() for column in columns], hashes,
+        _VERSION, manifest, owner, os.fsencode("\0".join([entry.path for entry in entries])),
+        [column.tobytes() for column in columns], b"".join([sha or _NO_SHA for sha in shas]),
         {os.fsencode(path): os.fsencode(first) for path, first in links.items()},
     )  # fmt: skip
-    body = msgspec.msgpack.encode(document)
+    body = bytearray(_SHA)
+    _encoder.encode_into(document, body, _SHA)
+    with memoryview(body) as view:
+        body[:_SHA] = hashlib.sha256(view[_SHA:]).digest()
     target = _path(store, name, manifest)
     target.parent.mkdir(mode=0o700, exist_ok=True)
-    replace_file(target, hashlib.sha256(body).digest() + body, store.blobs.temp, sync=False)
+    replace_file(target, body, store.blobs.temp, sync=False)
 
 
 def drop_other_indexes(store: Store, name: str, manifest: str) -> None:

@@ -218,7 +218,9 @@ class _Capture:
             blobs.check(layer.descriptor.digest)
         omissions = found.omissions + changes.omissions + packer.omissions
         lost = {omission.path for omission in changes.omissions + packer.omissions}
-        entries = [packer.read.get(entry.path, entry) for entry in found.entries if entry.path not in lost]
+        entries = found.entries
+        if lost or packer.read:
+            entries = [packer.read.get(entry.path, entry) for entry in entries if entry.path not in lost]
         files, size = _totals(entries)
         digest, manifest_size, new_bytes = self._write_image(parent, layer, omissions, files, size)
         if latest and latest.digest == digest:
@@ -243,11 +245,12 @@ class _Capture:
             squashed=squashed,
             **_listed(omissions),
         )
-        hashes = {**changes.hashes, **packer.hashes}
+        hashes = packer.hashes
+        hashes.update(changes.hashes)
         links = {} if parent is None else {p: t for p, t in parent.baseline.links.items() if p not in changes.emit}
         links.update(packer.links)
         torn = set(packer.torn)
-        stable = [entry._replace(ctime_ns=0) if entry.path in torn else entry for entry in entries]
+        stable = [entry._replace(ctime_ns=0) if entry.path in torn else entry for entry in entries] if torn else entries
         self._save_index(digest, stable, parent.baseline if parent else None, hashes, links)
         return self._publish(result, manifest_size)
 

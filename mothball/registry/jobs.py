@@ -45,7 +45,7 @@ class Jobs(Runs):
     ) -> SubmitResult:
         """Record a job, or join the queued one of the same `lane` and workspace (Q-30, Q-31). The caller rings its doorbell.
 
-        Joining unites lists (sorted), ORs booleans, takes the larger integer, lets any value win over null, and otherwise the later value wins.
+        Joining unites lists (sorted), ORs booleans and takes the larger integer; any value wins over null, otherwise the later.
         The queue is that of the workspace's host, of `host`, or `control`, unless `queue` is given. A `job_id` that exists
         is that job (asking twice is harmless). Raises `NotFound` or `Gone` for the workspace, `HostOffline` for a host
         that no worker has announced, `InvalidParams` (arguments above 256 KiB, unknown queue), `Unavailable`.

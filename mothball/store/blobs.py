@@ -53,7 +53,7 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def replace_file(path: Path, data: bytes, temp: Path, *, sync: bool = True) -> None:
+def replace_file(path: Path, data: bytes | bytearray, temp: Path, *, sync: bool = True) -> None:
     """Atomically give `path` the content `data`; `temp` is a folder on the same file system."""
     scratch = temp / f"file-{os.getpid()}-{secrets.token_hex(6)}"
     with full_disk_is_no_space(path):

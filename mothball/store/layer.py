@@ -44,7 +44,8 @@ class LayerWriter:
     """One layer on its way. Use as a context manager; without `finish` nothing is published.
 
     `hashed_later` takes (start, end, row) of files that lie whole in the current frame: their sha256 is put into the row
-    beside the compression, and is there after `drain`. `view` (of `frame_bytes`) is filled by the caller up to `position`; `flush` hands its buffer over and takes a fresh one.
+    beside the compression, and is there after `drain`. `view` (of `frame_bytes`) is filled by the caller up to `position`;
+    `flush` hands its buffer over and takes a fresh one.
     """
 
     def __init__(self, blobs: BlobStore, *, frame_bytes: int, level: int, threads: int) -> None:

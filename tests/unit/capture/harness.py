@@ -23,7 +23,8 @@ Facts = tuple[str, int, int, Any]
 
 def settle(root: Path, *, when_ns: int = OLD_NS) -> None:
     """Make every mtime old and different, so that none is racy and a moved one shows."""
-    for number, (folder, folders, files) in enumerate(os.walk(os.fsencode(root), topdown=False)):
+    number = 0
+    for folder, folders, files in os.walk(os.fsencode(root), topdown=False):
         for name in sorted(folders + files):
             number += 1
             stamp = when_ns + number * 1_000_000_007

@@ -144,7 +144,13 @@ def test_b25_a_root_that_is_no_folder_is_an_error_and_keeps_the_last_capture(yar
 
 @pytest.mark.parametrize(
     ("path", "error"),
-    [("/etc", PathNotAllowed), ("relative", InvalidParams), ("/a/../etc", InvalidParams), ("/a\0b", InvalidParams), ("", InvalidParams)],
+    [
+        ("/etc", PathNotAllowed),
+        ("relative", InvalidParams),
+        ("/a/../etc", InvalidParams),
+        ("/a\0b", InvalidParams),
+        ("", InvalidParams),
+    ],
 )
 def test_a_path_outside_the_roots_is_refused_before_anything_is_written(yard: Yard, path: str, error: type[Exception]) -> None:
     from mothball.capture import CaptureRequest, capture_workspace

@@ -73,7 +73,11 @@ class Gardener:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32), edits=st.lists(st.integers(0, 12), min_size=GENERATIONS, max_size=GENERATIONS), lost=st.booleans())
+@given(
+    seed=st.integers(0, 2**32),
+    edits=st.lists(st.integers(0, 12), min_size=GENERATIONS, max_size=GENERATIONS),
+    lost=st.booleans(),
+)
 def test_every_generation_is_what_was_on_disk(seed: int, edits: list[int], lost: bool) -> None:
     """Squashes included (three layers at most); `lost` deletes the stat index between captures."""
     with TemporaryDirectory() as folder:
