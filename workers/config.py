@@ -6,7 +6,10 @@ The values follow what was measured on celery 5.7 with Redis; each comment names
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +31,7 @@ SOFT_SHUTDOWN_MARGIN_SECONDS: Final = 15
 RESULT_EXPIRES_SECONDS: Final = 3600
 TASKS_PER_CHILD: Final = 200
 PURGE_OFFLINE_SECONDS: Final = 600
+_LEFT_BEHIND_SECONDS = 86_400
 _SOCKET_SECONDS = 30
 _CONNECT_SECONDS = 5
 _POOL_ACQUIRE_SECONDS = 10
@@ -160,7 +164,22 @@ def settings_env(settings: Settings) -> dict[str, str]:
 def child_env(settings: Settings, **more: str) -> dict[str, str]:
     """This process's environment with exactly `settings` in it, and `more`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MOTHBALL_", "FLOWER_"))}
-    return {**kept, **settings_env(settings), **more}
+    return {**kept, **settings_env(settings), **temp_env(settings), **more}
+
+
+def temp_env(settings: Settings) -> dict[str, str]:
+    """TMPDIR in the data folder: a killed pool leaves its lock folders behind, and there `clean_temp` finds them again."""
+    return {"TMPDIR": str(settings.data_dir / "tmp")}
+
+
+def clean_temp(settings: Settings) -> None:
+    """Make the temporary folder of this host's processes and remove what killed ones left there a day ago or earlier."""
+    folder = settings.data_dir / "tmp"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if path.name.startswith("pymp-") and time.time() - path.lstat().st_mtime > _LEFT_BEHIND_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def worker_command(settings: Settings, *, name: str | None = None) -> Command:

@@ -197,7 +197,7 @@ class LocalFleet:
                 Child(
                     name,
                     command.argv,
-                    env={**command.env, "TMPDIR": str(self._temporary)},
+                    env=command.env,
                     cwd=self.settings.data_dir,
                     log_file=logs / f"{name}.log",
                     grace=grace,

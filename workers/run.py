@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from mothball.errors import ConfigError
 from mothball.settings import Settings
-from workers.config import Command, beat_command, flower_command, worker_command
+from workers.config import Command, beat_command, clean_temp, flower_command, worker_command
 
 COMMANDS: dict[str, Callable[[Settings], Command]] = {
     "worker": worker_command,
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
         sys.stderr.write(f"{error.message}\n")
         raise SystemExit(error.exit_code) from None
     settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    clean_temp(settings)
     command = COMMANDS[argv[0]](settings)
     os.execve(command.argv[0], command.argv, command.env)  # noqa: S606 - our own interpreter and arguments
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Producers import the result type only; the machinery (zstandard, pathspec) is loaded where captures run.
+    # Producers import the result type only; the machinery (zstandard) is loaded where captures run.
     if name == "capture_workspace":
         from mothball.capture.capture import capture_workspace
 

@@ -317,7 +317,7 @@ def _pack(packer: Packer, entries: list[Entry], changes: Changes) -> None:
     for path in changes.gone:
         folder, _, name = path.rpartition("/")
         whiteouts.setdefault(folder, []).append(name)
-    emit, times, add = changes.emit, changes.times, packer.add
+    emit, times, add = changes.emit | _folders_above(changes), changes.times, packer.add
     for entry in entries:
         path = entry[0]
         if path in emit:
@@ -328,6 +328,20 @@ def _pack(packer: Packer, entries: list[Entry], changes: Changes) -> None:
             for name in sorted(whiteouts[path], key=_raw):
                 packer.whiteout(path, name)
     packer.finish()
+
+
+def _folders_above(changes: Changes) -> set[str]:
+    """The folders that lead to what a layer changes. A layer names them too, as every builder's does: an unpacker that
+    applies layers side by side (overlay) would otherwise make them anew, with modes and times of its own."""
+    above: set[str] = set()
+    for path in (*changes.emit, *changes.gone):
+        folder = path
+        while folder:
+            folder = folder.rpartition("/")[0]
+            if folder in above:
+                break
+            above.add(folder)
+    return above
 
 
 def _everything(found: Found, known: Changes) -> Changes:

@@ -83,7 +83,8 @@ class Walker:
 
     def _folder(self, fd: int, prefix: str, rules: IgnoreRules, depth: int) -> None:  # noqa: PLR0915  # one hot loop, calls in it cost a tenth
         listing = self._list(fd)
-        rules = rules.descend(prefix, self._ignore_texts(fd, prefix, listing))
+        names, texts = self._ignore_texts(fd, prefix, listing)
+        rules = rules.descend(prefix, texts, names)
         if prefix and self._options.exclude_caches and _is_cache(fd, listing):
             self._omit(prefix, "ignored", None, CACHE_TAG)
             listing = [item for item in listing if item.name == CACHE_TAG]
@@ -158,11 +159,12 @@ class Walker:
         finally:
             os.close(fd)
 
-    def _ignore_texts(self, fd: int, prefix: str, listing: Sequence[os.DirEntry[str]]) -> list[bytes]:
-        """The ignore files of this folder, the weaker one first: a later rule wins."""
+    def _ignore_texts(self, fd: int, prefix: str, listing: Sequence[os.DirEntry[str]]) -> tuple[list[str], list[bytes]]:
+        """Names and texts of the ignore files of this folder, the weaker one first: a later rule wins."""
         wanted = (".gitignore", IGNORE_FILE) if self._options.use_gitignore else (IGNORE_FILE,)
         there = {item.name for item in listing if item.name in wanted}
-        texts = []
+        names: list[str] = []
+        texts: list[bytes] = []
         for name in wanted:
             if name in there:
                 text = read_small(fd, name, IGNORE_FILE_LIMIT)
@@ -170,8 +172,9 @@ class Walker:
                     path = f"{prefix}/{name}" if prefix else name
                     self._omit(path, "unreadable", 0, "an ignore file that cannot be read rules nothing")
                 else:
+                    names.append(name)
                     texts.append(text)
-        return texts
+        return names, texts
 
     def _check_budgets(self) -> None:
         found, options = self._found, self._options

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,9 +168,18 @@ class BlobStore:
     def open(self, digest: str) -> FileIO:
         """The blob for random reads. Content is not checked here: callers check what they read."""
         try:
-            return self.path(digest).open("rb", buffering=0)
+            # A FIFO or a link in place of a blob must neither hang a reader nor lead it out of the store.
+            fd = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             raise Corrupt(what=f"blob {digest}", reason="it is missing from the store") from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise Corrupt(what=f"blob {digest}", reason="it is no regular file") from None
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise Corrupt(what=f"blob {digest}", reason="it is no regular file")
+        return FileIO(fd, "rb")
 
     def read(self, digest: str, limit: int = 16 * 1024**2) -> bytes:
         """The whole blob, at most `limit` bytes, checked against its digest; raises `Corrupt`."""

@@ -19,7 +19,7 @@ from celery import Celery
 from mothball.doorbell import DoorbellRinger
 from mothball.registry import Doorbell, Job, Registry
 from mothball.settings import Settings
-from workers.config import Command, beat_command, worker_command
+from workers.config import Command, beat_command, clean_temp, worker_command
 
 T = TypeVar("T")
 FINAL = {"succeeded", "failed", "cancelled", "dead"}
@@ -94,6 +94,7 @@ class FleetRun:
         self.registry = Registry.connect(settings)
         self.ringer = DoorbellRinger(settings)
         folder.mkdir(parents=True, exist_ok=True)
+        clean_temp(settings)
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mothball.capture import CaptureResult
-from mothball.errors import InvalidParams, LeaseLost, Oversize, PathNotAllowed, SourceMissing
+from mothball.errors import Corrupt, InvalidParams, LeaseLost, Oversize, PathNotAllowed, SourceMissing
 from mothball.store.manifest import PREFIX, load_config, load_manifest
 from mothball.store.tree import Tree
 from mothball.store.verify import verify
@@ -87,6 +87,33 @@ def test_same_tree_same_parent_gives_the_same_digest_with_and_without_a_stat_ind
         path.unlink()
     without = yard.capture(settings=yard.with_settings(data_dir=yard.base / "copy"))
     assert with_index.digest == without.digest
+
+
+def test_a_layer_names_the_folders_above_its_changes_as_overlay_unpackers_need(yard: Yard) -> None:
+    root = fill(yard.folder())
+    (root / "src").chmod(0o2750)
+    (root / "large").write_bytes(os.urandom(400_000))
+    yard.capture()
+    file = root / "src" / "deep" / "er" / "big.bin"
+    file.write_bytes(b"small")
+    second = yard.capture()
+    with Tree.open(yard.store, second.digest) as tree:
+        layers = {entry.path: entry.layer for entry in [tree.find(""), *tree.walk()]}
+    assert [path for path, layer in layers.items() if layer == 1] == ["", "src", "src/deep", "src/deep/er", "src/deep/er/big.bin"]
+    assert yard.facts(second) == on_disk(root)
+
+
+def test_a_fifo_or_a_link_in_place_of_a_blob_is_corrupt_and_never_waits(yard: Yard) -> None:
+    fill(yard.folder())
+    digest = yard.capture().digest
+    path = yard.store.blobs.path(digest)
+    for make in (lambda: os.mkfifo(path), lambda: path.symlink_to("/etc/passwd"), path.mkdir):
+        path.rename(path.with_suffix(".good"))
+        make()
+        with pytest.raises(Corrupt, match="no regular file"):
+            yard.store.blobs.read(digest)
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        path.with_suffix(".good").rename(path)
 
 
 def test_b30_generations_grow_and_are_never_reset(yard: Yard) -> None:

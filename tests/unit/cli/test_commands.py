@@ -29,7 +29,6 @@ HEAVY = (
     "flower",
     "tornado",
     "zstandard",
-    "pathspec",
     "redis",
     "pydantic",
     "msgspec",
