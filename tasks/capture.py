@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mothball.capture import CaptureRequest
@@ -14,6 +15,7 @@ from tasks.context import JobContext
 from tasks.job import Outcome, job_task
 from tasks.spec import condense
 
+log = structlog.stdlib.get_logger("mothball.capture")
 _SOFT_MARGIN_SECONDS = 60
 
 
@@ -100,6 +102,10 @@ def capture(ctx: JobContext, args: CaptureArgs) -> Outcome:
         "files": result.files,
         "stored_bytes": result.stored_bytes,
     }
+    log.info(
+        "captured", repo=workspace.repo, number=workspace.number, changed=result.changed, **record, added=result.added,
+        modified=result.modified, deleted=result.deleted, omitted=result.omitted, torn=len(result.torn), seconds=result.seconds,
+    )  # fmt: skip
     return Outcome(result=result.to_dict(), record=record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_a_plain_producer_captures_by_task_name_and_gets_the_outcome(fleet: Flee
         assert not tree.exists("src/two.py")
     counters = fleet.registry.counters.all()
     assert (counters["captures"], counters["captures_unchanged"]) == (2, 1)
+
+
+def test_b31_a_capture_is_one_log_line_and_its_counters(fleet: FleetRun) -> None:
+    """Issue number, repo, files, bytes, what was left out and the seconds: in the log, in the events, in the counters."""
+    worker = fleet.worker(log_format="json")
+    folder = tree_of(fleet, "r/a#31")
+    (folder / ".mothballignore").write_text("*.py\n")
+    fleet.finished(fleet.submit("workspace.capture", workspace="r/a#31"))
+    lines = [json.loads(line) for line in worker.text().splitlines() if line.startswith("{") and '"captured"' in line]
+    assert len(lines) == 1
+    line = lines[0]
+    assert (line["repo"], line["number"], line["workspace"], line["generation"]) == ("r/a", 31, "r/a#31", 1)
+    assert (line["files"], line["omitted"]) == (2, {"ignored": 2})
+    assert line["bytes"] > 0 < line["stored_bytes"]
+    assert line["seconds"] > 0
+    assert len(fleet.registry.events.list(kind="workspace.captured")) == 1
+    counters = fleet.registry.counters.all()
+    assert (counters["captures"], counters["capture_stored_bytes"]) == (1, line["stored_bytes"])
 
 
 def test_joined_requests_run_once_with_the_arguments_of_the_record(fleet: FleetRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from mothball.errors import AlreadyExists, Busy, Gone, InvalidParams, NotFound
+from mothball.registry import Registry
 from tests.integration.registry.support import HOST, Bench
 
 
@@ -67,6 +69,42 @@ def test_d11_of_many_that_register_one_id_at_once_exactly_one_creates(bench: Ben
     assert answers.count("created") == 1
     assert answers.count("refused") == 8
     assert bench.registry.workspaces.count() == 1
+
+
+def test_b29_no_moment_shows_a_record_without_its_indexes_or_the_reverse(bench: Bench) -> None:
+    """The reference inserted and trimmed in two steps and was over its cap in between; here every step is one script."""
+    ids = [f"o/r#{number}" for number in range(20)]
+    done = threading.Event()
+    seen: list[list[int]] = []
+
+    def watch() -> None:
+        while not done.is_set() or not seen:
+            pipe = bench.raw.pipeline(transaction=True)
+            for ident in ids:
+                pipe.exists(bench.key(f"ws:{ident}"))
+            for index in ("by:created", "by:active"):
+                pipe.zcard(bench.key(f"ws:{index}"))
+            for index in ("repo:o/r", f"host:{HOST}"):
+                pipe.scard(bench.key(f"ws:{index}"))
+            *records, created, active, repo, host = pipe.execute()
+            seen.append([sum(records), created, active, repo, host])
+
+    def churn(registry: Registry) -> None:
+        for _ in range(10):
+            for ident in ids:
+                registry.workspaces.register(ident, host=HOST, path=f"/ws/{ident}")
+                registry.workspaces.release(ident)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(churn, [bench.another() for _ in range(3)]))
+    finally:
+        done.set()
+        watcher.join()
+    assert [counts for counts in seen if len(set(counts)) > 1] == []
+    assert {counts[0] for counts in seen} - {0}, "the watcher saw nothing but an empty registry"
 
 
 @pytest.mark.parametrize(

@@ -390,7 +390,30 @@ def test_a_damaged_parent_leads_to_a_fresh_capture_not_to_a_loss(yard: Yard) -> 
     assert verify(yard.store, "ws", deep=True).problems == []
 
 
-def test_budgets_of_the_workspace_are_refused_before_anything_is_written(yard: Yard) -> None:
+@pytest.mark.parametrize("bad", ["", "../x", "a/../b", "x" * 129, "-dash", "sp ace", None, 7])
+def test_b20_a_wrong_workspace_is_one_typed_error_before_anything_is_written(yard: Yard, bad: object) -> None:
+    from mothball.capture import CaptureRequest, capture_workspace
+
+    yard.folder()
+    request = CaptureRequest(workspace=bad, path=str(yard.root / "ws"), host="h", job="j", fence=1)  # type: ignore[arg-type]  # the point
+    with pytest.raises(InvalidParams, match="workspace id"):
+        capture_workspace(request, yard.settings)
+    assert not yard.settings.store_dir.exists()
+
+
+def test_b21_the_order_is_that_of_the_names_bytes_and_paths_are_relative_posix_names(yard: Yard) -> None:
+    root = yard.folder()
+    for name in ("b", "a.txt", "a/z", "a/A", "a-b", "back\\slash", "é"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("x")
+    Path(os.fsdecode(os.fsencode(root) + b"/\xff")).write_text("x")
+    (root / "outside").symlink_to("/etc", target_is_directory=True)
+    with Tree.open(yard.store, yard.capture().digest) as tree:
+        paths = [entry.path for entry in tree.walk()]
+    assert paths == ["a", "a/A", "a/z", "a-b", "a.txt", "b", "back\\slash", "outside", "é", "\udcff"]
+
+
+def test_b27_budgets_of_the_workspace_are_refused_before_anything_is_written(yard: Yard) -> None:
     root = fill(yard.folder())
     with pytest.raises(Oversize, match="max_total_bytes"):
         yard.capture(options={"max_total_bytes": 100})
