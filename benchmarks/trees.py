@@ -24,9 +24,9 @@ CHANGED_SHARE = 0.01
 
 # Well-known packages whose trees look like what agents work in: many small files, some large bundles.
 NPM_PACKAGES = (
-    "typescript@5.6.3", "next@15.0.3", "webpack@5.96.1", "@babel/preset-env@7.26.0", "antd@5.22.1", "date-fns@4.1.0",
+    "typescript@5.6.3", "next@15.0.3", "webpack@5.96.1", "@babel/preset-env@7.26.0", "date-fns@4.1.0",
     "lodash@4.17.21", "eslint@9.15.0", "jest@29.7.0", "three@0.170.0", "@mui/icons-material@6.1.7", "@mui/material@6.1.7",
-    "rxjs@7.8.1", "@angular/core@19.0.0", "core-js@3.39.0", "react-icons@5.3.0",
+    "rxjs@7.8.1", "@angular/core@19.0.0", "react-icons@5.3.0",
 )  # fmt: skip
 
 Say = Callable[[str], None]
@@ -34,8 +34,8 @@ Say = Callable[[str], None]
 
 def default_tree(cache: Path, say: Say) -> Path:
     """The default tree, built once below `cache`: at least 60 000 files and 400 MB."""
-    tree = cache / "tree-1"
-    marker = cache / "tree-1.complete"
+    tree = cache / "tree-2"
+    marker = cache / "tree-2.complete"
     if marker.is_file() and tree.is_dir():
         return tree
     shutil.rmtree(tree, ignore_errors=True)
