@@ -25,6 +25,13 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is not installed; `make system-deps` installs it")
 
 
+def not_permitted(what: str) -> None:
+    """The user may not do what a test needs (mount, make a device): skip for an ordinary user, fail on CI, which is root."""
+    if ON_CI:
+        pytest.fail(f"CI must be able to {what}", pytrace=False)
+    pytest.skip(f"only root may {what}")
+
+
 def require_tool(name: str) -> str:
     """The path of program `name`; skips the test where it is missing, fails it when CI=true."""
     found = shutil.which(name)

@@ -17,6 +17,7 @@ from mothball.capture.reading import extents, fill_sparse
 from mothball.errors import Cancelled, NoSpace
 from mothball.store.tree import Tree
 from mothball.store.verify import verify
+from tests.support import not_permitted
 from tests.unit.capture.harness import Yard, on_disk
 
 Edit = Callable[[Path], None]
@@ -269,7 +270,7 @@ def test_a_full_disk_is_no_space_and_the_store_is_as_before(yard: Yard) -> None:
     data = yard.base / "small"
     data.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(data)], check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
+        not_permitted("mount a small file system")
     try:
         settings = yard.with_settings(data_dir=data)
         root = yard.folder()
