@@ -18,6 +18,7 @@ import msgspec
 from mothball.capture.baseline import Baseline, drop_other_indexes, load_index, save_index
 from mothball.capture.changes import Changes, Comparison
 from mothball.capture.gitstate import git_states
+from mothball.capture.listing import LABEL_BYTES, RESULT_BYTES, fitting, listed, omission_label
 from mothball.capture.pack import Packer
 from mothball.capture.reading import Reader
 from mothball.capture.root import open_root
@@ -45,9 +46,6 @@ from mothball.store.refs import LATEST
 from mothball.store.toc import sort_key
 from mothball.store.tree import Tree
 
-MAX_LISTED_OMISSIONS = 10_000
-"""Omissions listed one by one in the image's config; further ones are only counted."""
-MAX_RESULT_OMISSIONS = 100
 _RESUMED = ("parent", "stored_bytes", "added", "modified", "deleted", "squashed", "torn")
 """Fields of the result that a run which finds its own published work cannot measure again."""
 _CREATED = "org.opencontainers.image.created"
@@ -195,9 +193,9 @@ class _Capture:
             deleted=int(stats.get("deleted", 0)),
             squashed=bool(stats.get("squashed", False)),
             torn=list(stats.get("torn", [])),
-            git=self.git,
+            git=fitting(self.git, RESULT_BYTES),
             seconds=round(time.monotonic() - self.started, 6),
-            **_listed(omissions),
+            **listed(omissions),
         )
 
     def _changed(
@@ -240,10 +238,10 @@ class _Capture:
             added=changes.added,
             modified=changes.modified,
             deleted=changes.deleted,
-            torn=[printable(path) for path in packer.torn],
-            git=self.git,
+            torn=fitting([printable(path) for path in packer.torn], RESULT_BYTES),
+            git=fitting(self.git, RESULT_BYTES),
             squashed=squashed,
-            **_listed(omissions),
+            **listed(omissions),
         )
         hashes = packer.hashes
         hashes.update(changes.hashes)
@@ -259,7 +257,8 @@ class _Capture:
     ) -> tuple[str, int, int]:
         """Config and manifest; returns the manifest's digest and size, and the bytes that are new in the store."""
         blobs = self.store.blobs
-        labels = {PREFIX + "omissions": _omission_label(omissions), PREFIX + "git": json.dumps(self.git, sort_keys=True)}
+        git = json.dumps(fitting(self.git, LABEL_BYTES), sort_keys=True)
+        labels = {PREFIX + "omissions": omission_label(omissions), PREFIX + "git": git}
         config = build_config(diff_ids=[*(parent.diff_ids if parent else ()), layer.diff_id], labels=labels)
         config_digest, config_new = blobs.put(config)
         annotations = {PREFIX + "format": FORMAT, PREFIX + "files": str(files), PREFIX + "bytes": str(size)}
@@ -374,23 +373,6 @@ def _totals(entries: list[Entry]) -> tuple[int, int]:
                 size += entry.size
                 groups.add(entry.group)
     return files, size
-
-
-def _listed(omissions: list[Omission]) -> dict[str, Any]:
-    first = [_omission(o) for o in omissions[:MAX_RESULT_OMISSIONS]]
-    return {"omitted": dict(sorted(Counter(o.reason for o in omissions).items())), "omissions": first}
-
-
-def _omission(omission: Omission) -> dict[str, Any]:
-    out: dict[str, Any] = {"path": printable(omission.path), "reason": omission.reason, "size": omission.size}
-    if omission.detail:
-        out["detail"] = omission.detail
-    return out
-
-
-def _omission_label(omissions: list[Omission]) -> str:
-    listed = [_omission(o) for o in omissions[:MAX_LISTED_OMISSIONS]]
-    return json.dumps({"listed": listed, "further": max(0, len(omissions) - MAX_LISTED_OMISSIONS)}, sort_keys=True)
 
 
 def _raw(path: str) -> bytes:

@@ -138,8 +138,9 @@ class CaptureResult(msgspec.Struct, frozen=True):
     deleted: int = 0
     omitted: dict[str, int] = {}
     omissions: list[dict[str, Any]] = []
-    """The first 100; the image's config has them all (up to 10 000)."""
+    """The first ones, at most 100; the image's config has up to 10 000, `omitted` counts them all."""
     torn: list[str] = []
+    """Files that changed while they were read (the first 32 KiB of names)."""
     git: list[dict[str, Any]] = []
     squashed: bool = False
     seconds: float = 0.0

@@ -447,6 +447,28 @@ def test_ignore_file_gitignore_and_cache_tags(yard: Yard) -> None:
     assert not {"m.pyc", "cache/blob", "build/out"} & set(yard.facts(result))
 
 
+def test_thousands_of_long_omitted_names_fit_into_outcome_and_config(yard: Yard) -> None:
+    """The outcome lives in Redis (256 KiB at most), the config must pass tools that refuse more than 4 MiB."""
+    root = yard.folder()
+    deep = root
+    for _ in range(9):
+        deep = deep / ("d" * 240)
+    deep.mkdir(parents=True)
+    fd = os.open(deep, os.O_RDONLY)
+    for number in range(1_500):
+        os.mkfifo(f"{number:04}" + "\udcff" * 240, dir_fd=fd)
+    os.close(fd)
+    result = yard.capture()
+    assert result.omitted == {"special": 1_500}
+    assert 5 < len(result.omissions) < 100
+    assert len(json.dumps(result.to_dict())) < 128 * 1024
+    manifest = load_manifest(yard.store.blobs, result.digest)
+    assert manifest.config.size < 2 * 1024**2
+    label = json.loads(load_config(yard.store.blobs, manifest)["config"]["Labels"][PREFIX + "omissions"])
+    assert len(label["listed"]) + label["further"] == 1_500
+    assert len(label["listed"]) > 100
+
+
 def test_the_store_below_a_workspace_is_not_captured_into_itself(yard: Yard) -> None:
     root = yard.folder()
     (root / "f").write_text("x")
