@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -30,8 +31,11 @@ def run_rounds(kinds: list[type[Contender]], tree: Path, work: Path, rounds: int
                 count = trees.change(tree, trees.SEED + number)
                 trees.settle()
                 say(f"round {number + 1}: {count} files changed")
-            trees.warm(tree)
             for tool in tools:
+                # Borg tells the kernel to forget what it read, and every tool leaves unwritten pages behind: without these
+                # two lines a contender is measured by who ran before it.
+                os.sync()
+                trees.warm(tree)
                 _one(tool, tree, stage, samples[tool.name], say, number)
         for tool in tools:
             _read(tool, tree, samples[tool.name], number)
