@@ -43,7 +43,7 @@ class Jobs(Runs):
         host: str | None = None,
         queue: str | None = None,
     ) -> SubmitResult:
-        """Record a job, or join the queued one of the same `lane` and workspace (Q-30, Q-31). The caller rings its doorbell.
+        """Record a job, or join the queued one of the same `lane` and workspace (Q-30, Q-31). The caller rings when `ring` says so.
 
         Joining unites lists (sorted), ORs booleans and takes the larger integer; any value wins over null, otherwise the later.
         The queue is that of the workspace's host, of `host`, or `control`, unless `queue` is given. A `job_id` that exists
@@ -69,7 +69,7 @@ class Jobs(Runs):
             encode.MAX_ARGS_BYTES,
         )
         if answer[0] == "ok":
-            return SubmitResult(job=job_of_flat(answer[2]), joined=answer[1] == "joined")
+            return SubmitResult(job=job_of_flat(answer[2]), joined=answer[1] == "joined", ring=answer[3] == 1)
         if answer[0] == "host_offline":
             raise HostOffline(host=answer[1])
         if answer[0] == "other_host":

@@ -56,12 +56,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Doorbell(msgspec.Struct, frozen=True):
-    """A message that has to be published: the job's id is the Celery task id, `args` its keyword arguments."""
+    """A message that has to be published: the job's id is the Celery task id. The arguments stay in the job's record."""
 
     job: str
     task: str
     queue: str
-    args: dict[str, Any]
+    args: dict[str, Any] = msgspec.field(default_factory=dict)  # empty from here; goes when no producer fills it any more
 
 
 class Adopt(msgspec.Struct, frozen=True):
@@ -74,17 +74,22 @@ class Adopt(msgspec.Struct, frozen=True):
 
 
 class SubmitResult(msgspec.Struct, frozen=True):
-    """The job that will do the work, and whether it is one that was queued before. Ring its doorbell in both cases."""
+    """The job that will do the work, whether it is one that was queued before, and whether the caller has to ring its doorbell.
+
+    `ring` is False for a job that was rung within `queued_ring_after_seconds` or that waits for something a doorbell cannot hasten.
+    """
 
     job: Job
     joined: bool
+    ring: bool
 
 
 class Claim(msgspec.Struct, frozen=True):
     """Answer to a claim; `status` is one of
 
     run (the caller holds the lease under `fence`), done (succeeded or failed: `outcome`), cancelled, dead, elsewhere (running
-    under a live lease), waiting (on the wait list of its workspace), wrong_host (`job.queue` says where), not_due, unknown.
+    under a live lease), waiting (on the wait list of its workspace), wrong_host (`job.queue` says where), not_due, unknown,
+    mismatch (the job is one of another task than the message).
     `next` is the doorbell of another job that became free to run because this one ended here.
     """
 
@@ -147,4 +152,4 @@ def job_of_flat(flat: list[str]) -> Job:
 
 def doorbell_of(flat: list[str]) -> Doorbell | None:
     """A doorbell as a script returns it; an empty list is none."""
-    return Doorbell(job=flat[0], task=flat[1], queue=flat[2], args=encode.loads(flat[3]) or {}) if flat else None
+    return Doorbell(job=flat[0], task=flat[1], queue=flat[2]) if flat else None

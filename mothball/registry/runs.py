@@ -35,11 +35,21 @@ class Runs:
         self._settings = settings
         self._key = keys.Keys(settings.namespace)
 
-    def claim(self, id: str, *, host: str, worker: str, lease_ms: int, adopt: Adopt | None = None) -> Claim:  # noqa: A002
+    def claim(
+        self,
+        id: str,  # noqa: A002
+        *,
+        host: str,
+        worker: str,
+        lease_ms: int,
+        adopt: Adopt | None = None,
+        task: str | None = None,
+    ) -> Claim:
         """Ask to run the job whose doorbell was heard; see `Claim.status` for the answers.
 
         With `run` the workspace's lease is held for `lease_ms` ms under `Claim.fence`. `adopt` makes the record of a message that
-        has none. Raises `InvalidParams`, `Unavailable`.
+        has none. `task` is the task of the message: a record of another one is answered with `mismatch`.
+        Raises `InvalidParams`, `Unavailable`.
         """
         if lease_ms <= 0:
             raise InvalidParams(f"lease_ms {lease_ms} must be above 0")
@@ -48,8 +58,9 @@ class Runs:
             workspace = keys.workspace_id(adopt.workspace) if adopt.workspace is not None else ""
             adopted = ("1", _task(adopt.task), encode.arguments(adopt.args), workspace, keys.queue_name(adopt.queue))
         status, fence, flat, bell = self._scripts.run(
-            "claim", keys.job_id(id), check_host(host), worker[:_MAX_WORKER], lease_ms, self._settings.max_deliveries, *adopted
-        )
+            "claim", keys.job_id(id), check_host(host), worker[:_MAX_WORKER], lease_ms, self._settings.max_deliveries,
+            "" if task is None else task, *adopted,
+        )  # fmt: skip
         job = job_of_flat(flat) if flat else None
         return Claim(status=status, job=job, fence=int(fence), outcome=job.outcome if job else None, next=doorbell_of(bell))
 
@@ -106,13 +117,14 @@ class Runs:
         """Record that the run stopped because it was cancelled; never a failure. Returns the next waiter's doorbell."""
         return doorbell_of(self._fenced("finish_cancelled", id, fence)[1])
 
-    def release_lost(self, id: str, fence: int) -> Doorbell | None:  # noqa: A002
+    def release_lost(self, id: str, fence: int, *, interrupted: bool = False) -> Doorbell | None:  # noqa: A002
         """Put back a run that ended without an outcome (its process died, the worker stops).
 
+        `interrupted` is an orderly shutdown, which does not count towards `max_deliveries`.
         Returns the doorbell to ring now: the job's own, or the next waiter's when the job was cancelled meanwhile. None, and no
         effect, when `fence` is not the newest any more.
         """
-        return doorbell_of(self._scripts.run("release_lost", keys.job_id(id), _fence(fence))[1])
+        return doorbell_of(self._scripts.run("release_lost", keys.job_id(id), _fence(fence), "1" if interrupted else "0")[1])
 
     def _fenced(self, name: str, id: str, fence: int, *args: str | int) -> Any:  # noqa: A002
         answer = self._scripts.run(name, keys.job_id(id), _fence(fence), *args)

@@ -3,14 +3,14 @@
 -- A worker has heard a doorbell: may it run this job now?
 --
 -- ARGV  1 job   2 host of the worker   3 worker   4 lease ms   5 most runs that may end without an outcome
---       6 '1' adopt a message that has no record   7 its task   8 its arguments, JSON   9 its workspace ('' none)
---       10 its queue (used without workspace)
+--       6 task of the message ('' any)   7 '1' adopt a message that has no record   8 its task   9 its arguments, JSON
+--       10 its workspace ('' none)   11 its queue (used without workspace)
 -- Returns {status, fence, HGETALL of the job, doorbell of the next waiter or {}}; status is one of
 --   run        the caller holds the lease under `fence`
 --   done | cancelled | dead   finished        elsewhere   running under a live lease
 --   waiting    another job holds the workspace's lease; this one is on the wait list and will be rung
 --   not_due    a retry whose time has not come        wrong_host   job.queue says where
---   unknown    no such job
+--   unknown    no such job                            mismatch   the record is of another task than the message
 local id, host, worker, lease_ms, max_runs = arg(1), arg(2), arg(3), tonumber(arg(4)), tonumber(arg(5))
 local record = key('job', id)
 
@@ -19,23 +19,26 @@ local function answer(status, fence, next_one)
 end
 
 if redis.call('EXISTS', record) == 0 then
-  if arg(6) ~= '1' then
+  if arg(7) ~= '1' then
     return {'unknown', '0', {}, {}}
   end
-  local ws, queue, owner = arg(9), arg(10), ''
+  local ws, queue, owner = arg(10), arg(11), ''
   if ws ~= '' then
     owner = redis.call('HGET', key('ws', ws), 'host') or ''
     if owner ~= '' then
       queue = 'host.' .. owner
     end
   end
-  create_job(id, ws, 'task', arg(7), 'args', arg(8), 'host', owner, 'queue', queue, 'lane', '', 'lane_key', '', 'origin', 'adopted')
-  event('job.submitted', 'job', id, 'task', arg(7), 'workspace', ws, 'queue', queue, 'origin', 'adopted')
+  create_job(id, ws, 'task', arg(8), 'args', arg(9), 'host', owner, 'queue', queue, 'lane', '', 'lane_key', '', 'origin', 'adopted')
+  event('job.submitted', 'job', id, 'task', arg(8), 'workspace', ws, 'queue', queue, 'origin', 'adopted')
 end
 
 local v = redis.call('HMGET', record, 'state', 'workspace', 'queue', 'due_at', 'deliveries', 'attempts', 'cancel_requested',
-  'waiting', 'task')
+  'waiting', 'task', 'interrupted')
 local state, ws, queue = v[1], v[2], v[3]
+if arg(6) ~= '' and arg(6) ~= v[9] then
+  return answer('mismatch')
+end
 if state == 'succeeded' or state == 'failed' then
   return answer('done')
 elseif FINAL[state] then
@@ -83,8 +86,9 @@ end
 
 -- Failed runs have an outcome and a limit of their own; only runs that vanished count against this one.
 local deliveries = tonumber(v[5]) + 1
-if deliveries - tonumber(v[6]) > max_runs then
-  local message = 'given up after ' .. int(deliveries - 1) .. ' runs that ended without an outcome'
+local vanished = deliveries - 1 - tonumber(v[6]) - tonumber(v[10] or '0')
+if vanished >= max_runs then
+  local message = 'given up after ' .. int(vanished) .. ' runs that ended without an outcome'
   finalise(id, 'dead', 'error_code', 'operation_failed', 'error', message)
   if ws ~= '' then
     redis.call('HSET', key('ws', ws), 'last_error', message)

@@ -19,9 +19,11 @@ local function lease_key(id, ws)
   return key('lease', '~' .. id)
 end
 
+-- What the caller rings now. The arguments stay in the record: a message is a doorbell, not a parcel.
 local function doorbell(id)
-  local v = redis.call('HMGET', key('job', id), 'task', 'queue', 'args')
-  return {id, v[1] or '', v[2] or '', v[3] or '{}'}
+  local v = redis.call('HMGET', key('job', id), 'task', 'queue')
+  redis.call('HSET', key('job', id), 'rung_at', int(NOW))
+  return {id, v[1] or '', v[2] or ''}
 end
 
 -- The list of a workspace's jobs lives as long as something happens to one of them.
@@ -42,7 +44,7 @@ end
 local function create_job(id, ws, ...)
   redis.call('HSET', key('job', id),
     'id', id, 'workspace', ws, 'state', 'queued', 'submitted_at', int(NOW), 'attempts', '0', 'deliveries', '0',
-    'fence', '0', 'joined', '0', 'rings', '0', 'due_at', '0', 'cancel_requested', '0', ...)
+    'fence', '0', 'joined', '0', 'rings', '0', 'due_at', '0', 'cancel_requested', '0', 'rung_at', int(NOW), ...)
   redis.call('ZADD', key('jobs', 'created'), int(NOW), id)
   redis.call('ZADD', key('jobs', 'queued'), int(NOW), id)
   redis.call('ZADD', key('jobs', 'ring'), int(NOW + RING_AFTER), id)
@@ -66,7 +68,8 @@ end
 local function requeue(id, ring_at)
   local v = redis.call('HMGET', key('job', id), 'submitted_at', 'lane_key', 'workspace')
   leave_indexes(id)
-  redis.call('HSET', key('job', id), 'state', 'queued', 'rings', '0', 'due_at', '0', 'waiting', '', 'worker', '')
+  redis.call('HSET', key('job', id), 'state', 'queued', 'rings', '0', 'due_at', '0', 'waiting', '', 'worker', '',
+    'rung_at', '0')
   redis.call('ZADD', key('jobs', 'queued'), v[1], id)
   redis.call('ZADD', key('jobs', 'ring'), int(ring_at), id)
   if v[2] and v[2] ~= '' then

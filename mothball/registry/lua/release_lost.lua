@@ -1,10 +1,11 @@
 -- include: common
 -- include: job
 -- A run ended without an outcome (its process died, the worker shuts down): back to the queue at once.
+-- An orderly shutdown says nothing about the job, so it does not count towards the limit of lost runs.
 --
--- ARGV  1 job   2 fence
+-- ARGV  1 job   2 fence   3 '1' interrupted by an orderly shutdown
 -- Returns {'ok', doorbell to ring now: the job's own, or the next waiter's when the job was cancelled} | {'lost', {}}
-local id, fence = arg(1), arg(2)
+local id, fence, interrupted = arg(1), arg(2), arg(3) == '1'
 local status, ws = run_of(id, fence)
 if status ~= 'run' then
   return {'lost', {}}
@@ -16,6 +17,10 @@ if v[1] == '1' then
   return {'ok', next_waiter(ws)}
 end
 requeue(id, NOW + RING_AFTER)
-count('jobs_lost')
-event('job.lost', 'job', id, 'task', v[2], 'workspace', ws, 'host', v[3] or '', 'fence', fence)
+if interrupted then
+  redis.call('HINCRBY', key('job', id), 'interrupted', 1)
+else
+  count('jobs_lost')
+end
+event(interrupted and 'job.interrupted' or 'job.lost', 'job', id, 'task', v[2], 'workspace', ws, 'host', v[3] or '', 'fence', fence)
 return {'ok', doorbell(id)}

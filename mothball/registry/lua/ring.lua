@@ -3,7 +3,7 @@
 -- Which doorbells have to be rung (again)? Handing one out moves its next time on, so two rings never hand out the same.
 --
 -- ARGV  1 most doorbells   2 longest pause between two doorbells of a queued job, ms
--- Returns a list of doorbells {job, task, queue, arguments}
+-- Returns a list of doorbells {job, task, queue}
 local limit, longest = tonumber(arg(1)), tonumber(arg(2))
 local out = {}
 

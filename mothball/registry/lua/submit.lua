@@ -5,7 +5,7 @@
 -- ARGV  1 job   2 task   3 arguments, JSON   4 the same in parts, JSON ('' without lane, see below)
 --       5 workspace ('' none)   6 lane ('' none)   7 host ('' the workspace's)   8 queue ('' the host's, or control)
 --       9 origin   10 most bytes of arguments
--- Returns {'ok', 'created' | 'joined' | 'known', HGETALL of the job}
+-- Returns {'ok', 'created' | 'joined' | 'known', HGETALL of the job, 1 when the caller has to ring its doorbell, else 0}
 --       | {'gone', reason} | {'not_found', ''} | {'host_offline', host}
 --       | {'other_host', host of the workspace} | {'mismatch', HGETALL of the job}
 --
@@ -17,11 +17,28 @@ local id, task, args, parts = arg(1), arg(2), arg(3), arg(4)
 local ws, lane, host, queue, origin, max_bytes = arg(5), arg(6), arg(7), arg(8), arg(9), tonumber(arg(10))
 local RANK = {n = 0, b = 1, i = 2, o = 3, l = 4}
 
+-- Must the doorbell of a queued job be rung again because somebody asks for it? Not when it was rung a moment ago, and not
+-- when it waits: for a lease that hands over, for the time of its retry, or for a host that is rung when it comes back.
+local function ring_again(job)
+  local v = redis.call('HMGET', key('job', job), 'state', 'waiting', 'due_at', 'rung_at', 'queue')
+  local away = string.match(v[5] or '', '^host%.(.+)$')
+  if v[1] ~= 'queued' or v[2] == '1' or v[3] ~= '0' or NOW - tonumber(v[4] or '0') < RING_AFTER
+      or (away and redis.call('ZSCORE', key('hosts', 'offline'), away)) then
+    return 0
+  end
+  redis.call('HSET', key('job', job), 'rung_at', int(NOW))
+  local ring = key('jobs', 'ring')
+  if tonumber(redis.call('ZSCORE', ring, job) or '0') < NOW + RING_AFTER then
+    redis.call('ZADD', ring, int(NOW + RING_AFTER), job)
+  end
+  return 1
+end
+
 local known = redis.call('HMGET', key('job', id), 'task', 'workspace')
 if known[1] then
   local same = known[1] == task and known[2] == ws
   if same then
-    return {'ok', 'known', redis.call('HGETALL', key('job', id))}
+    return {'ok', 'known', redis.call('HGETALL', key('job', id)), ring_again(id)}
   end
   return {'mismatch', redis.call('HGETALL', key('job', id))}
 end
@@ -153,7 +170,7 @@ if lane ~= '' then
         requeue(there, NOW)
       end
       count('jobs_joined')
-      return {'ok', 'joined', redis.call('HGETALL', key('job', there))}
+      return {'ok', 'joined', redis.call('HGETALL', key('job', there)), ring_again(there)}
     end
   end
   redis.call('SET', key('lane', lane_key), id)
@@ -164,4 +181,4 @@ if lane ~= '' then
   redis.call('HSET', key('job', id), 'parts', parts)
 end
 event('job.submitted', 'job', id, 'task', task, 'workspace', ws, 'queue', queue, 'origin', origin)
-return {'ok', 'created', redis.call('HGETALL', key('job', id))}
+return {'ok', 'created', redis.call('HGETALL', key('job', id)), 1}

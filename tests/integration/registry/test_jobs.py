@@ -356,3 +356,11 @@ def test_a_finished_record_runs_out_and_its_index_entries_with_it(make_bench: Ca
     with bench.at(bench.registry.time_ms() + 61_000) as registry:
         registry.jobs.ring()
     assert not bench.raw.exists(bench.key("jobs:succeeded"), bench.key("jobs:created"))
+
+
+def test_a_message_of_another_task_does_not_run_the_job(bench: Bench) -> None:
+    job = bench.submit()
+    claim = bench.registry.jobs.claim(job.id, host=HOST, worker="w", lease_ms=LEASE, task="image.prune")
+    assert claim.status == "mismatch"
+    assert bench.state(job.id) == "queued"
+    assert bench.registry.jobs.claim(job.id, host=HOST, worker="w", lease_ms=LEASE, task=TASK).status == "run"

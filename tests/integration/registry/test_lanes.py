@@ -194,3 +194,37 @@ def test_arguments_that_are_no_json_are_refused(lane: Bench) -> None:
             with pytest.raises(InvalidParams):
                 lane.registry.jobs.submit(TASK, args, workspace="o/r#1", lane=name)  # type: ignore[arg-type]
     assert lane.registry.jobs.list() == []
+
+
+def test_joining_again_and_again_asks_for_few_doorbells(lane: Bench) -> None:
+    now = lane.registry.time_ms()
+    rung = []
+    for second in range(0, 40, 2):
+        with lane.at(now + second * 1000) as registry:
+            if registry.jobs.submit(TASK, {}, workspace="o/r#1", lane="capture").ring:
+                rung.append(second)
+    assert rung == [0, 16, 32]
+
+
+def test_a_known_job_is_rung_again_only_while_it_is_queued_and_quiet(lane: Bench) -> None:
+    now = lane.registry.time_ms()
+
+    def ring(at: int) -> bool:
+        with lane.at(now + at) as registry:
+            return registry.jobs.submit(TASK, {}, workspace="o/r#1", job_id="mine").ring
+
+    assert [ring(at) for at in (0, 14_999, 15_000, 16_000)] == [True, False, True, False]
+    with lane.at(now + 40_000) as registry:
+        fence = registry.jobs.claim("mine", host="h1", worker="w", lease_ms=1000).fence
+        assert not ring(41_000)
+        registry.jobs.fail("mine", fence, code="busy", message="x", retryable=True)
+    assert not ring(42_000), "its retry has a time of its own"
+
+
+def test_a_request_for_a_host_that_is_away_rings_once(lane: Bench) -> None:
+    now = lane.registry.time_ms()
+    with lane.at(now + 60_000) as registry:
+        assert registry.hosts.check().went_offline == ["h1"]
+        assert registry.jobs.submit(TASK, {}, workspace="o/r#1", lane="capture").ring
+    with lane.at(now + 160_000) as registry:
+        assert not registry.jobs.submit(TASK, {}, workspace="o/r#1", lane="capture").ring
