@@ -14,6 +14,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -99,7 +100,7 @@ def load_index(store: Store, name: str, manifest: str, owner: str) -> Baseline |
     if (found.version, found.manifest, found.owner) != (_VERSION, manifest, owner):
         return None
     paths = os.fsdecode(found.paths).split("\0")
-    columns = [array("q", column) for column in found.columns]
+    columns = [array(code, column) for code, column in zip("qqqqqqQ", found.columns, strict=True)]
     if any(len(column) != len(paths) for column in columns) or len(found.hashes) != _SHA * len(paths):
         return None
     links = {os.fsdecode(path): os.fsdecode(first) for path, first in found.links.items()}
@@ -113,7 +114,8 @@ def save_index(
     """Write the stat index of `manifest`. `shas`: one per entry, empty for folders. `started_ns`: clock at the walk's start."""
     racy = started_ns - RACY_NS
     # Column by column: a list of seven-tuples beside the entries would double the memory of a capture.
-    columns: list[array[int]] = [array("q", list(map(itemgetter(field), entries))) for field in range(1, 8)]
+    columns: list[array[int]] = [array("q", list(map(itemgetter(field), entries))) for field in range(1, 7)]
+    columns.append(array("Q", [entry[7] for entry in entries]))
     columns[5] = array("q", [0 if e[6] >= racy or (e[6] and e[5] >= racy) else e[6] for e in entries])
     document = _File(
         _VERSION, manifest, owner, os.fsencode("\0".join([entry.path for entry in entries])),
@@ -132,6 +134,7 @@ def save_index(
 def drop_other_indexes(store: Store, name: str, manifest: str) -> None:
     """Only the latest generation's index is of use."""
     keep = _path(store, name, manifest).name
-    for path in (store.cache / name).iterdir():
-        if path.name != keep:
-            path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # the cache may be deleted at any time
+        for path in (store.cache / name).iterdir():
+            if path.name != keep:
+                path.unlink(missing_ok=True)

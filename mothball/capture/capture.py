@@ -46,6 +46,8 @@ from mothball.store.refs import LATEST
 from mothball.store.toc import sort_key
 from mothball.store.tree import Tree
 
+MAX_REMOVED, MAX_REMOVED_BYTES = 1_000_000, 32 * 1024**2
+"""Names that one layer's table of contents may take away; more are cheaper in a fresh layer, and its limits stay far."""
 _RESUMED = ("parent", "stored_bytes", "added", "modified", "deleted", "squashed", "torn")
 """Fields of the result that a run which finds its own published work cannot measure again."""
 _CREATED = "org.opencontainers.image.created"
@@ -108,7 +110,6 @@ class _Capture:
         self.checkpoint = checkpoint
         self.refs: RefIndex = store.refs(request.workspace)
         self.name = self.refs.folder.name
-        self.clamp = options.owner == "clamp"
         self.started = time.monotonic()
         self.started_ns = time.time_ns()
 
@@ -119,18 +120,21 @@ class _Capture:
         own_store = self.store.root.stat()
         found = Walker(self.root_fd, self.options, self.checkpoint, skip=(own_store.st_dev, own_store.st_ino)).run()
         self.git = git_states(self.root_fd, self.request.path, found.repositories, self.settings.workspace_roots)
-        with Reader(self.root_fd) as reader:
+        with Reader(self.root_fd, clamp=self.options.owner == "clamp") as reader:
             parent = self._parent(latest, found)
             changes = Changes()
             if parent:
                 changes = Comparison(
-                    parent.baseline, reader, clamp=self.clamp, again=again_paths(self.request), checkpoint=self.checkpoint
+                    parent.baseline, reader, again=again_paths(self.request), checkpoint=self.checkpoint
                 ).run(found.entries)
                 if latest and not changes.any and not self.request.full:
-                    return self._unchanged(latest, parent, found, changes)
+                    if changes.stale:
+                        self._save_index(latest.digest, found.entries, parent.baseline, changes.hashes, parent.baseline.links)
+                    omissions = found.omissions + changes.omissions
+                    return self._unchanged(latest, parent.manifest, found.files, found.bytes, omissions)
             squash = bool(parent) and (self.request.full or self._should_squash(parent, found, changes))
             if squash or parent is None:
-                parent, changes = None, _everything(found, changes)
+                parent, changes = None, _everything(found, changes if parent else None)
             return self._changed(latest, parent, found, changes, reader, squashed=squash and latest is not None)
 
     def _parent(self, latest: Ref | None, found: Found) -> Parent | None:
@@ -139,7 +143,10 @@ class _Capture:
             return self._load(latest.digest, self.name)
         if self.request.parent_candidate is None or self.request.full:
             return None
-        candidate = self.store.refs(self.request.parent_candidate).find(LATEST)
+        try:
+            candidate = self.store.refs(self.request.parent_candidate).find(LATEST)
+        except Corrupt:  # another workspace's damage must not stop this one
+            return None
         parent = self._load(candidate.digest, None) if candidate else None
         if parent is None:
             return None
@@ -152,7 +159,8 @@ class _Capture:
         blobs = self.store.blobs
         try:
             manifest = load_manifest(blobs, digest)
-            if any(blobs.size(layer.digest) != layer.size for layer in manifest.layers):
+            # Touched, not only looked at: a collector leaves alone what was used just now.
+            if not all(blobs.reuse(blob.digest, blob.size) for blob in (manifest.config, *manifest.layers)):
                 return None
             below = diff_ids(blobs, manifest)
             baseline = load_index(self.store, name, digest, self.options.owner) if name else None
@@ -168,14 +176,13 @@ class _Capture:
             return False
         if len(parent.manifest.layers) + 1 > self.settings.max_layers:
             return True
-        new = sum(entry.size for entry in found.entries if entry.path in changes.emit and stat.S_ISREG(entry.mode))
+        if sum(map(len, changes.gone)) + sum(map(len, changes.replaced)) > MAX_REMOVED_BYTES or len(changes.gone) > MAX_REMOVED:
+            return True
+        new = _totals([entry for entry in found.entries if entry.path in changes.emit])[1]
         return parent.content + new - found.bytes > found.bytes
 
-    def _unchanged(self, latest: Ref, parent: Parent, found: Found, changes: Changes) -> CaptureResult:
+    def _unchanged(self, latest: Ref, manifest: Manifest, files: int, size: int, omissions: list[Omission]) -> CaptureResult:
         """No layer, no generation, same digest. A run that died after publishing finds its own work here."""
-        if changes.stale:
-            self._save_index(latest.digest, found.entries, parent.baseline, changes.hashes, parent.baseline.links)
-        omissions = found.omissions + changes.omissions
         mine = latest.get("job") == self.request.job
         stats: dict[str, Any] = json.loads(latest.get("stats", "{}")) if mine else {}
         return CaptureResult(
@@ -184,10 +191,10 @@ class _Capture:
             parent=stats.get("parent") if mine else latest.digest,
             generation=max(latest.generation, self.request.generation_floor),
             changed=mine,
-            files=found.files,
-            bytes=found.bytes,
+            files=files,
+            bytes=size,
             stored_bytes=int(stats.get("stored_bytes", 0)),
-            layers=len(parent.manifest.layers),
+            layers=len(manifest.layers),
             added=int(stats.get("added", 0)),
             modified=int(stats.get("modified", 0)),
             deleted=int(stats.get("deleted", 0)),
@@ -206,7 +213,7 @@ class _Capture:
         with LayerWriter(
             blobs, frame_bytes=settings.frame_bytes, level=settings.zstd_level, threads=settings.capture_threads
         ) as writer:
-            packer = Packer(writer, reader, clamp=self.clamp, known=known, checkpoint=self.checkpoint)
+            packer = Packer(writer, reader, known=known, checkpoint=self.checkpoint)
             _pack(packer, found.entries, changes)
             removed = sorted({*map(_raw, changes.gone), *map(_raw, changes.replaced), *packer.removed}, key=sort_key)
             layer = writer.finish(packer.rows, removed, packer.content)
@@ -222,6 +229,8 @@ class _Capture:
         files, size = _totals(entries)
         digest, manifest_size, new_bytes = self._write_image(parent, layer, omissions, files, size)
         if latest and latest.digest == digest:
+            if latest.get("job") == self.request.job:
+                return self._unchanged(latest, load_manifest(blobs, digest), found.files, size, omissions)
             generation, changed = latest.generation, False
         else:
             generation, changed = max(latest.generation if latest else 0, self.request.generation_floor) + 1, True
@@ -245,8 +254,10 @@ class _Capture:
         )
         hashes = packer.hashes
         hashes.update(changes.hashes)
-        links = {} if parent is None else {p: t for p, t in parent.baseline.links.items() if p not in changes.emit}
-        links.update(packer.links)
+        links = dict(packer.links)
+        if parent and parent.baseline.links:
+            here = {entry.path for entry in entries} - changes.emit
+            links.update((path, first) for path, first in parent.baseline.links.items() if path in here)
         torn = set(packer.torn)
         stable = [entry._replace(ctime_ns=0) if entry.path in torn else entry for entry in entries] if torn else entries
         self._save_index(digest, stable, parent.baseline if parent else None, hashes, links)
@@ -343,12 +354,12 @@ def _folders_above(changes: Changes) -> set[str]:
     return above
 
 
-def _everything(found: Found, known: Changes) -> Changes:
+def _everything(found: Found, compared: Changes | None) -> Changes:
     """A capture without parent: every entry; counts stay those of the comparison, if there was one."""
     paths = {entry.path for entry in found.entries}
-    compared = known.any or bool(known.hashes)
-    added = known.added if compared else len(paths) - 1
-    return Changes(emit=paths, added=added, modified=known.modified, deleted=known.deleted)
+    if compared is None:
+        return Changes(emit=paths, added=len(paths) - 1)
+    return Changes(emit=paths, added=compared.added, modified=compared.modified, deleted=compared.deleted)
 
 
 def again_paths(request: CaptureRequest) -> tuple[str, ...]:

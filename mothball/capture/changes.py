@@ -49,17 +49,17 @@ class Comparison:
     """Compares the walk's entries with a baseline; `run` once."""
 
     def __init__(
-        self, baseline: Baseline, reader: Reader, *, clamp: bool, again: Iterable[str] | None, checkpoint: Checkpoint
+        self, baseline: Baseline, reader: Reader, *, again: Iterable[str] | None, checkpoint: Checkpoint
     ) -> None:
         self._baseline = baseline
         self._reader = reader
-        self._clamp = clamp
         self._again = tuple(again or ())
         self._again_below = tuple(f"{path}/" if path else "" for path in self._again)
         self._checkpoint = checkpoint
         self._changes = Changes()
         self._scratch = bytearray(_CHUNK)
         self._hashed = 0
+        self._paths: set[str] = set()
 
     def run(self, entries: list[Entry]) -> Changes:
         """Decide for every entry; raises what `checkpoint` raises. Entries that cannot be read become omissions and are gone."""
@@ -73,6 +73,7 @@ class Comparison:
         changes = self._changes
         changes.stale = bool(suspects)
         if suspects:
+            self._paths = {entry.path for entry in entries}
             groups = self._groups(entries, suspects)
             for entry in suspects:
                 if entry.group not in groups:
@@ -98,9 +99,6 @@ class Comparison:
                     found.setdefault(entry.group, []).append(entry)
         return {group: members for group, members in found.items() if len(members) > 1}
 
-    def _meta(self, mode: int, uid: int, gid: int) -> tuple[int, int, int]:
-        return (mode, 0, 0) if self._clamp else (mode, uid, gid)
-
     def _decide(self, entry: Entry) -> None:
         changes, old = self._changes, self._baseline.signatures.get(entry.path)
         if old is None:
@@ -114,17 +112,23 @@ class Comparison:
             changes.modified += 1
             changes.emit.add(entry.path)
             return
-        same_meta = self._meta(*old[:3]) == self._meta(entry.mode, entry.uid, entry.gid)
+        same_meta = old[:3] == entry[1:4]
         if kind == stat.S_IFDIR:
             if not same_meta:
                 changes.modified += 1
-            changes.emit.add(entry.path)
-        elif not same_meta or entry.path in self._baseline.links or not self._same_content(entry):
+            if not same_meta or entry.mtime_ns != old[4]:
+                changes.emit.add(entry.path)
+        elif not same_meta or self._was_linked(entry.path) or not self._same_content(entry):
             if not self._was_omitted(entry.path):
                 changes.modified += 1
                 changes.emit.add(entry.path)
         elif entry.mtime_ns != old[4]:
             changes.times.add(entry.path)
+
+    def _was_linked(self, path: str) -> bool:
+        """True for a name that was a link to another one which is still there: it must become a file of its own."""
+        first = self._baseline.links.get(path)
+        return first is not None and first in self._paths
 
     def _was_omitted(self, path: str) -> bool:
         return bool(self._changes.omissions) and self._changes.omissions[-1].path == path
@@ -133,33 +137,27 @@ class Comparison:
         """All names of a file go into one layer: a hard link cannot point into a lower one."""
         baseline, changes, first = self._baseline, self._changes, members[0]
         old = baseline.signatures.get(first.path)
-        names = {entry.path for entry in members[1:]}
-        before = {path for path, target in baseline.links.items() if target == first.path}
-        unchanged = (
-            old is not None
-            and names == before
-            and first.path not in baseline.links
-            and stat.S_ISREG(old[0])
-            and self._meta(*old[:3]) == self._meta(first.mode, first.uid, first.gid)
-            and self._same_content(first)
-        )
-        if unchanged and old is not None:
-            for entry in members:
-                changes.hashes[entry.path] = changes.hashes[first.path]
-                if entry.mtime_ns != old[4]:
-                    changes.times.add(entry.path)
-            return
+        same_meta = old is not None and old[:3] == first[1:4]
+        same = same_meta and first.path not in baseline.links and self._same_content(first)
         if self._was_omitted(first.path):
-            changes.omissions += [Omission(e.path, changes.omissions[-1].reason, 0, "another name of it") for e in members[1:]]
-            return
+            changes.omissions.pop()  # the next name may still be there; packing finds out
+        if same and old is not None:
+            before = {path for path, target in baseline.links.items() if target == first.path and path in self._paths}
+            if before == {entry.path for entry in members[1:]} <= baseline.signatures.keys():
+                for entry in members:
+                    changes.hashes[entry.path] = changes.hashes[first.path]
+                    if entry.mtime_ns != baseline.signatures[entry.path][4]:
+                        changes.times.add(entry.path)
+                return
+        content = changes.hashes.get(first.path) or self._content(first)
         for entry in members:
             was = baseline.signatures.get(entry.path)
             if was is None:
                 changes.added += 1
-            else:
+            elif was[:4] != entry[1:5] or baseline.sha(entry.path) != content:
                 changes.modified += 1
-                if stat.S_ISDIR(was[0]):
-                    changes.replaced.append(entry.path)
+            if was is not None and stat.S_ISDIR(was[0]):
+                changes.replaced.append(entry.path)
             changes.emit.add(entry.path)
 
     def _same_content(self, entry: Entry) -> bool:
@@ -177,6 +175,12 @@ class Comparison:
             return False
         self._changes.hashes[entry.path] = sha
         return True
+
+    def _content(self, entry: Entry) -> bytes:
+        try:
+            return self._hash(entry)
+        except Unread:  # packing finds out and says so
+            return b""
 
     def _hash(self, entry: Entry) -> bytes:
         """sha256 of the file; of one that changes meanwhile an impossible one, so that it is packed and judged there."""

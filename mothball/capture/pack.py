@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
-from mothball.capture.reading import PAUSES, Content, Reader, TooBig, Unread, extents, fill_sparse, renew, unread
+from mothball.capture.reading import PAUSES, Content, Reader, TooBig, Unread, extents, fill_sparse, unread
 from mothball.capture.tarhead import BLOCK, END_OF_ARCHIVE, header, padded
 from mothball.capture.types import Checkpoint, Entry, Omission
-from mothball.errors import NoSpace
 from mothball.store.layer import LayerWriter
 from mothball.store.toc import MAX_EXTENTS, Row
 
@@ -30,12 +30,11 @@ _ROUND = BLOCK - 1
 class Packer:
     """Writes entries into one layer. After `run`: `rows`, `hashes` (path -> sha256), `read` (path -> entry as read)."""
 
-    def __init__(self, writer: LayerWriter, reader: Reader, *, clamp: bool, known: Container[str], checkpoint: Checkpoint) -> None:
+    def __init__(self, writer: LayerWriter, reader: Reader, *, known: Container[str], checkpoint: Checkpoint) -> None:
         """`known`: paths of the parent; one that can no longer be read needs a whiteout, or its old content would show."""
         self._known = known
         self._writer = writer
         self._reader = reader
-        self._clamp = clamp
         self._checkpoint = checkpoint
         self.rows: list[Row] = []
         self.hashes: dict[str, bytes] = {}
@@ -82,18 +81,14 @@ class Packer:
         self._later.clear()
         self._checkpoint("write", {"bytes": self.content, "stored_bytes": self._writer.stored, "entries": len(self.rows)})
 
-    def _ids(self, entry: Entry) -> tuple[int, int]:
-        return (0, 0) if self._clamp else (entry.uid, entry.gid)
-
     def _header(self, entry: Entry, path: bytes, kind: bytes, size: int, link: bytes = b"") -> bytes:
-        uid, gid = self._ids(entry)
-        return header(path, kind, entry.mode & 0o7777, uid, gid, size, entry.mtime_ns // _NS, link)
+        return header(path, kind, entry.mode & 0o7777, entry.uid, entry.gid, size, entry.mtime_ns // _NS, link)
 
     def _row(
         self, entry: Entry, kind: str, size: int = 0, sha: bytes = b"", link: bytes = b"", frame: int = 0, offset: int = 0
     ) -> Row:
-        uid, gid = self._ids(entry)
-        return (os.fsencode(entry.path), kind, entry.mode & 0o7777, uid, gid, entry.mtime_ns, size, sha, link, frame, offset)
+        mode, uid, gid, mtime = entry.mode & 0o7777, entry.uid, entry.gid, entry.mtime_ns
+        return (os.fsencode(entry.path), kind, mode, uid, gid, mtime, size, sha, link, frame, offset)
 
     def _head(self, data: bytes) -> None:
         if len(data) > self._writer.room():
@@ -138,7 +133,7 @@ class Packer:
         if size + len(raw) + 8 * BLOCK > writer.frame_bytes:
             self._stream(entry)
             return
-        uid, gid = (0, 0) if self._clamp else entry[2:4]
+        uid, gid = entry[2:4]
         path = b"workspace/" + raw
         head = header(path, b"0", entry[1] & 0o7777, uid, gid, size, entry[5] // _NS)
         begin = writer.position
@@ -160,6 +155,9 @@ class Packer:
             if got is not entry:
                 size = got.size
                 head = self._header(got, path, b"0", size)
+                if len(head) != start - begin:  # a time or an owner that needs more room than was kept
+                    self._stream(entry)
+                    return
         end = start + size
         stop = start + (size + _ROUND & -BLOCK)
         view[begin:start] = head
@@ -198,10 +196,7 @@ class Packer:
                 time.sleep(PAUSES[min(number, len(PAUSES) - 1)])
             try:
                 got, row, sha = self._stream_once(entry)
-            except NoSpace:
-                raise
-            except (Unread, OSError) as error:
-                why = error if isinstance(error, Unread) else unread(error)
+            except Unread as why:
                 self._writer.rewind(mark)
                 self._omit(entry, why)
                 return
@@ -213,14 +208,15 @@ class Packer:
     def _stream_once(self, entry: Entry) -> tuple[Content, Row, bytes]:
         fd = self._reader.open(entry.path)
         try:
-            before = os.fstat(fd)
+            with _only_the_source():
+                before = os.fstat(fd)
+                data = extents(fd, before.st_size) if entry.sparse else [(0, before.st_size)]
             if not stat.S_ISREG(before.st_mode):
                 raise Unread("vanished", "something else has its name now")
             size = before.st_size
-            current = renew(entry, before, size)
+            current = self._reader.renew(entry, before, size)
             self._writer.append(self._header(current, ROOT + b"/" + os.fsencode(entry.path), b"0", size))
             frame, offset = self._writer.frame, self._writer.position
-            data = extents(fd, size) if entry.sparse else [(0, size)]
             shrunk = False
             sha, done = sha256(), 0
             while done < size:
@@ -228,14 +224,16 @@ class Packer:
                     self._flush()
                 start = self._writer.position
                 view = self._writer.view[start : start + size - done]
-                got = fill_sparse(fd, done, view, data)
+                with _only_the_source():
+                    got = fill_sparse(fd, done, view, data)
                 view[got:] = bytes(len(view) - got)  # the file has shrunk: it is torn, the promised size must be kept
                 shrunk = shrunk or got < len(view)
                 sha.update(view)
                 self._writer.position += len(view)
                 done += len(view)
             self._writer.append(bytes(padded(size) - size))
-            after = os.fstat(fd)
+            with _only_the_source():
+                after = os.fstat(fd)
             stable = not shrunk and (after.st_mtime_ns, after.st_size, after.st_ctime_ns) == (
                 before.st_mtime_ns, size, before.st_ctime_ns,
             )  # fmt: skip
@@ -245,3 +243,12 @@ class Packer:
         if entry.sparse and len(data) <= MAX_EXTENTS and data != [(0, size)]:
             row = (*row[:11], tuple(data))
         return Content(current, not stable), row, sha.digest()
+
+
+@contextmanager
+def _only_the_source() -> Iterator[None]:
+    """An error of the file that is read is an omission; one of the store must end the capture, or it would drop good files."""
+    try:
+        yield
+    except OSError as error:
+        raise unread(error) from error

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from mothball.capture.types import Checkpoint, Entry
-from mothball.capture.walk import FILE_FLAGS, FOLDER_FLAGS
+from mothball.capture.walk import FILE_FLAGS, FOLDER_FLAGS, within_int64
 
 PAUSES = (0.001, 0.01, 0.05, 0.2)
 """Seconds between two tries at a file that changes while it is read."""
@@ -46,7 +46,9 @@ class Content(NamedTuple):
 class Reader:
     """Opens files below `root_fd` in any order, cheapest in the order of the walk (the open folders form a stack)."""
 
-    def __init__(self, root_fd: int) -> None:
+    def __init__(self, root_fd: int, *, clamp: bool = False) -> None:
+        """`clamp`: entries belong to 0:0, whatever the disk says."""
+        self.clamp = clamp
         self._root = root_fd
         self._stack: list[tuple[str, int]] = []
         self._folder = ""
@@ -78,9 +80,11 @@ class Reader:
         self._pop(same)
         for part in parts[same:]:
             fd = os.open(part, FOLDER_FLAGS, dir_fd=self._fd)
+            # Folder and descriptor move together: a deeper part that has vanished must leave both at what is really open,
+            # or the next file would be looked for in the wrong folder.
             self._stack.append((part, fd))
             self._fd = fd
-        self._folder = folder
+            self._folder = f"{self._folder}/{part}" if self._folder else part
         return self._fd
 
     def open(self, path: str) -> int:
@@ -122,6 +126,14 @@ class Reader:
         finally:
             os.close(fd)
 
+    def renew(self, entry: Entry, found: os.stat_result, size: int) -> Entry:
+        """`entry` with the facts of a later stat and the `size` really read; another inode is a file of its own."""
+        uid, gid = (0, 0) if self.clamp else (found.st_uid, found.st_gid)
+        return entry._replace(
+            mode=found.st_mode, uid=uid, gid=gid, size=size, mtime_ns=within_int64(found.st_mtime_ns),
+            ctime_ns=found.st_ctime_ns, inode=found.st_ino, group=entry.group if found.st_ino == entry.inode else None,
+        )  # fmt: skip
+
     def read_into(self, entry: Entry, view: memoryview) -> Content:
         """Read the whole file to the start of `view`; the result's size says how much. Raises `Unread` and `TooBig`.
 
@@ -143,7 +155,7 @@ class Reader:
                 if before.st_size > len(view):
                     raise TooBig
                 got = _fill(fd, view, before.st_size, start=0)
-                current = renew(entry, before, got)
+                current = self.renew(entry, before, got)
                 if got == before.st_size and _same(current, os.fstat(fd)):
                     return Content(current, False)
             return Content(current, True)
@@ -174,19 +186,11 @@ def _regular(found: os.stat_result) -> os.stat_result:
 
 def _same(entry: Entry, found: os.stat_result) -> bool:
     return (
-        found.st_mtime_ns == entry.mtime_ns
+        (found.st_mtime_ns == entry.mtime_ns or within_int64(found.st_mtime_ns) == entry.mtime_ns)
         and found.st_size == entry.size
         and found.st_ctime_ns == entry.ctime_ns
         and found.st_ino == entry.inode
     )
-
-
-def renew(entry: Entry, found: os.stat_result, size: int) -> Entry:
-    """`entry` with the facts of a later stat and the `size` really read."""
-    return entry._replace(
-        mode=found.st_mode, uid=found.st_uid, gid=found.st_gid, size=size, mtime_ns=found.st_mtime_ns,
-        ctime_ns=found.st_ctime_ns, inode=found.st_ino,
-    )  # fmt: skip
 
 
 def unread(error: OSError) -> Unread:

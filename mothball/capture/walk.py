@@ -7,6 +7,7 @@ sockets and devices are never opened (B-26). What is left out is recorded with i
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from operator import attrgetter
 
 from mothball.capture.ignore import IgnoreRules
 from mothball.capture.types import CaptureOptions, Checkpoint, Entry, Omission
-from mothball.errors import Oversize
+from mothball.errors import Oversize, SourceMissing
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -24,13 +25,19 @@ IGNORE_FILE_LIMIT = 1024**2
 CACHE_TAG = "CACHEDIR.TAG"
 CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
 """The first 43 bytes of a valid tag, see bford.info/cachedir."""
-MAX_DEPTH = 512
-"""One descriptor and one Python frame per level are held; deeper folders are recorded as unreadable."""
+MAX_DEPTH = 256
+"""A descriptor and two Python frames per level are held; deeper folders are recorded as unreadable."""
 RESCANS = 3
 """A folder that changes while it is listed is listed again, this often."""
 CHECK_EVERY = 4096
 
+_INT64 = 2**63 - 1
 _S_IFMT, _S_IFDIR, _S_IFREG, _S_IFLNK = 0o170000, stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK
+
+
+def within_int64(nanoseconds: int) -> int:
+    """A time as 64 bits can hold it (1677 to 2262); file systems hold more, and one such file must not stop a capture."""
+    return min(max(nanoseconds, -_INT64), _INT64)
 
 
 @dataclass
@@ -52,6 +59,7 @@ class Walker:
     def __init__(self, root_fd: int, options: CaptureOptions, checkpoint: Checkpoint, skip: tuple[int, int] = (0, 0)) -> None:
         """`skip`: (device, inode) of Mothball's own store, which must not capture itself."""
         self._skip = skip
+        self._clamp = options.owner == "clamp"
         self._root = root_fd
         self._options = options
         self._checkpoint = checkpoint
@@ -62,8 +70,12 @@ class Walker:
         """Walk; raises `Oversize` when a budget of the workspace is passed, and what `checkpoint` raises."""
         root = os.fstat(self._root)
         self._device = root.st_dev
-        self._found.entries.append(Entry("", root.st_mode, root.st_uid, root.st_gid, 0, root.st_mtime_ns, 0, 0))
-        self._folder(self._root, "", IgnoreRules.root(self._options.ignore), 0)
+        uid, gid = (0, 0) if self._clamp else (root.st_uid, root.st_gid)
+        self._found.entries.append(Entry("", root.st_mode, uid, gid, 0, within_int64(root.st_mtime_ns), 0, 0))
+        try:
+            self._folder(self._root, "", IgnoreRules.root(self._options.ignore), 0)
+        except PermissionError as error:
+            raise SourceMissing(f"the workspace's folder cannot be listed: {error.strerror}") from error
         return self._found
 
     def _omit(self, path: str, reason: str, size: int | None = 0, detail: str = "") -> None:
@@ -88,7 +100,7 @@ class Walker:
         if prefix and self._options.exclude_caches and _is_cache(fd, listing):
             self._omit(prefix, "ignored", None, CACHE_TAG)
             listing = [item for item in listing if item.name == CACHE_TAG]
-        entries, active, cap = self._found.entries, rules.active(), self._options.file_cap
+        entries, active, cap, clamp = self._found.entries, rules.active(), self._options.file_cap, self._clamp
         add, new = entries.append, tuple.__new__  # skips the keyword handling of a named tuple: a third of its cost
         files = size_sum = 0
         for item in listing:
@@ -103,6 +115,10 @@ class Walker:
                 self._omit(path, "vanished")
                 continue
             kind = st.st_mode & _S_IFMT
+            uid, gid = (0, 0) if clamp else (st.st_uid, st.st_gid)
+            mtime = st.st_mtime_ns
+            if not -_INT64 <= mtime <= _INT64:
+                mtime = within_int64(mtime)
             if active and rules.ignored(path, kind == _S_IFDIR):
                 self._omit(path, "ignored", None if kind == _S_IFDIR else st.st_size)
             elif name.startswith(".wh."):
@@ -110,7 +126,7 @@ class Walker:
             elif st.st_dev != self._device and self._options.one_file_system:
                 self._omit(path, "other_filesystem", None if kind == _S_IFDIR else st.st_size)
                 if kind == _S_IFDIR:
-                    add(Entry(path, st.st_mode, st.st_uid, st.st_gid, 0, st.st_mtime_ns, 0, 0))
+                    add(Entry(path, st.st_mode, uid, gid, 0, mtime, 0, 0))
             elif kind == _S_IFREG:
                 if cap is not None and st.st_size > cap:
                     self._omit(path, "too_large", st.st_size)
@@ -122,15 +138,15 @@ class Walker:
                 if group and group not in self._linked:
                     self._found.bytes += size
                     self._linked.add(group)
-                add(new(Entry, (path, st.st_mode, st.st_uid, st.st_gid, size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino,
+                add(new(Entry, (path, st.st_mode, uid, gid, size, mtime, st.st_ctime_ns, st.st_ino,
                                 group, st.st_blocks * 512 < size)))  # fmt: skip
             elif kind == _S_IFDIR and (st.st_dev, st.st_ino) == self._skip:
                 self._omit(path, "ignored", None, "the store of Mothball itself")
             elif kind == _S_IFDIR:
-                add(Entry(path, st.st_mode, st.st_uid, st.st_gid, 0, st.st_mtime_ns, 0, 0))
+                add(Entry(path, st.st_mode, uid, gid, 0, mtime, 0, 0))
                 self._enter(fd, name, path, rules, depth + 1)
             elif kind == _S_IFLNK:
-                add(Entry(path, st.st_mode, st.st_uid, st.st_gid, 0, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+                add(Entry(path, st.st_mode, uid, gid, 0, mtime, st.st_ctime_ns, st.st_ino))
             else:
                 self._omit(path, "special", 0, _KINDS.get(kind, ""))
             if not len(entries) % CHECK_EVERY:
@@ -150,6 +166,8 @@ class Walker:
             self._omit(path, "vanished", None)
             return
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # it says nothing about the folder, and everything below would be left out
             self._omit(path, "unreadable", None, error.strerror or "")
             return
         try:

@@ -61,6 +61,7 @@ def replace_file(path: Path, data: bytes | bytearray, temp: Path, *, sync: bool 
         fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(fd, "wb") as file:
+                fcntl.flock(fd, fcntl.LOCK_EX)  # tells `sweep_temp` that its writer lives, however slow the disk
                 file.write(data)
                 file.flush()
                 if sync:
@@ -123,16 +124,14 @@ class BlobWriter:
         """Publish; returns (digest, True when the store did not have it yet)."""
         digest = f"sha256:{self._sha.hexdigest()}"
         target = self._store.path(digest)
-        if self._store.reuse(digest, self.size):
-            self._path.unlink()
-            new = False
-        else:
-            if self._store.fsync:
-                self.flush()
+        # A blob that is there already is replaced all the same: its bytes may have rotted, and these are known to be good.
+        new = not target.exists()
+        if self._store.fsync:
+            self.flush()
+        with full_disk_is_no_space(target):
             self._path.rename(target)
             if self._store.fsync:
                 sync_folder(target.parent)
-            new = True
         os.close(self._fd)
         self._fd = -1
         return digest, new

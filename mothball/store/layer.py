@@ -158,6 +158,8 @@ class LayerWriter:
         self._blob.write(data)
         if self._flusher and self._blob.size - self._flushed_at >= FLUSH_EVERY and (not self._flushed or self._flushed.done()):
             self._flushed_at = self._blob.size
+            if self._flushed:
+                self._flushed.result()  # the kernel tells a failed write-back once, and not to the fsync that follows
             self._flushed = self._flusher.submit(self._blob.flush)
 
     def drain(self) -> None:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -72,7 +72,8 @@ class RefIndex:
             replace_file(layout, canonical({"imageLayoutVersion": "1.0.0"}), self._temp, sync=self._fsync)
         blobs = self.folder / "blobs"
         if not blobs.is_symlink():
-            blobs.symlink_to(Path("..") / ".." / "blobs")
+            with suppress(FileExistsError):  # another first capture of this workspace was quicker
+                blobs.symlink_to(Path("..") / ".." / "blobs")
 
     def list(self) -> list[Ref]:
         """All refs, by name; empty when nothing was captured. Raises `Corrupt` for an index that cannot be read."""
