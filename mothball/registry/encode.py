@@ -14,14 +14,18 @@ from mothball.errors import InvalidParams
 MAX_ARGS_BYTES = 256 * 1024
 MAX_DOCUMENT_BYTES = 64 * 1024
 MAX_OUTCOME_BYTES = 256 * 1024
+MAX_NESTING = 32
 _MAX_EXACT = 2**53
 
 
 def dumps(value: object, what: str, limit: int) -> str:
-    """`value` as compact JSON of at most `limit` bytes; raises `InvalidParams` naming `what`.
+    """`value` as compact JSON of at most `limit` bytes and 32 levels; raises `InvalidParams` naming `what`.
 
+    Whoever reads it may be deep in a stack of its own: what can be written must be readable anywhere.
     Text that came from a file name which is not UTF-8 keeps its bytes.
     """
+    if _deeper(value, MAX_NESTING):
+        raise InvalidParams(f"{what} must be nested at most {MAX_NESTING} levels deep")
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         size = len(text.encode("utf-8", "surrogateescape"))
@@ -30,6 +34,14 @@ def dumps(value: object, what: str, limit: int) -> str:
     if size > limit:
         raise InvalidParams(f"{what}: {size} bytes of JSON, at most {limit} are allowed")
     return text
+
+
+def _deeper(value: object, levels: int) -> bool:
+    if isinstance(value, dict):
+        return levels == 0 or any(_deeper(each, levels - 1) for each in value.values())
+    if isinstance(value, (list, tuple)):
+        return levels == 0 or any(_deeper(each, levels - 1) for each in value)
+    return False
 
 
 def arguments(args: object) -> str:
@@ -48,10 +60,17 @@ def lane_arguments(args: dict[str, Any]) -> tuple[str, str]:
             items = {_text(item) for item in value}
             parts.append((_text(name), "l", sorted(items, key=_order)))
         else:
-            parts.append((_text(name), _class_of(value), _text(value)))
+            parts.append((_text(name), _class_of(value), _text(_sorted(value))))
     parts.sort(key=lambda part: _order(part[0]))
     joined = ",".join(f"{name}:{'[' + ','.join(value) + ']' if isinstance(value, list) else value}" for name, _, value in parts)
     return "{" + joined + "}", _text(parts)
+
+
+def _sorted(value: object) -> object:
+    """`value` with the names of its mappings in one order, so that equal options have equal texts."""
+    if isinstance(value, dict):
+        return {name: _sorted(value[name]) for name in sorted(value, key=str)}
+    return [_sorted(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _class_of(value: object) -> str:

@@ -99,7 +99,7 @@ class Jobs(Runs):
         Lost runs are put back into the queue here. Handing a doorbell out moves its next time on (doubling up to
         `queued_ring_max_seconds`), so two rings at once never hand out the same.
         """
-        answer = self._scripts.run("ring", limit, self._settings.queued_ring_max_seconds * 1000)
+        answer = self._scripts.run("ring", limit)
         return [bell for flat in answer if (bell := doorbell_of(flat)) is not None]
 
     def _indexes(self, state: str | None, workspace: str | None) -> list[str]:

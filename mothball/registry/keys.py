@@ -38,7 +38,7 @@ STANDING = (
 Records of registered workspaces (``ws:<id>``) and of unfinished jobs (``job:<id>``) stand as long as the thing itself.
 """
 
-WHILE_BUSY = ("jobs:queued", "jobs:due", "jobs:running", "jobs:ring", "lane:*", "wait:*", "waiting")
+WHILE_BUSY = ("jobs:queued", "jobs:due", "jobs:running", "jobs:ring", "jobs:away:*", "lane:*", "wait:*", "waiting")
 """Patterns of keys that exist without a TTL only while a job is queued or running: an idle fleet has none of them."""
 
 

@@ -30,6 +30,7 @@ class Scripts:
             settings.events_max,
             settings.job_ttl_seconds * 1000,
             settings.queued_ring_after_seconds * 1000,
+            settings.queued_ring_max_seconds * 1000,
         )
         self._loaded: dict[str, Any] = {}
 

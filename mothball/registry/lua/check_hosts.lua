@@ -1,5 +1,6 @@
 -- include: common
--- Which hosts fell silent, which came back? Each change is reported by exactly one call and leaves one event.
+-- Which hosts fell silent, which came back? Each change is reported by exactly one call and leaves one event. The queued jobs of
+-- a host that came back, or that is forgotten, are due for ringing at once.
 --
 -- ARGV  1 ms of silence after which a host is offline (at equality it is online)   2 ms of silence after which a host
 --       without workspaces is forgotten   3 most hosts per list
@@ -7,6 +8,16 @@
 local limit, forget, batch = tonumber(arg(1)), tonumber(arg(2)), tonumber(arg(3))
 local edge = int(NOW - limit)
 local online, offline = key('hosts', 'online'), key('hosts', 'offline')
+
+local function wake(host)
+  local away = key('jobs', 'away', host)
+  for _ = 1, math.ceil(redis.call('ZCARD', away) / 500) do
+    for _, job in ipairs(redis.call('ZRANGE', away, 0, 499)) do
+      redis.call('ZREM', away, job)
+      redis.call('ZADD', key('jobs', 'ring'), int(NOW), job)
+    end
+  end
+end
 
 local gone = redis.call('ZRANGEBYSCORE', online, '-inf', '(' .. edge, 'LIMIT', 0, batch)
 for _, host in ipairs(gone) do
@@ -21,12 +32,17 @@ for _, host in ipairs(back) do
   local seen = redis.call('ZSCORE', offline, host)
   redis.call('ZREM', offline, host)
   redis.call('ZADD', online, seen, host)
+  wake(host)
   event('host.online', 'host', host, 'last_seen', seen)
 end
 
-for _, host in ipairs(redis.call('ZRANGEBYSCORE', offline, '-inf', '(' .. int(NOW - forget), 'LIMIT', 0, batch)) do
-  if redis.call('EXISTS', key('ws', 'host', host)) == 0 then
+-- Hosts that keep workspaces stay however long they are silent: they must not hide the others behind them.
+local forgotten = 0
+for _, host in ipairs(redis.call('ZRANGEBYSCORE', offline, '-inf', '(' .. int(NOW - forget), 'LIMIT', 0, 20 * batch)) do
+  if forgotten < batch and redis.call('EXISTS', key('ws', 'host', host)) == 0 then
+    forgotten = forgotten + 1
     redis.call('ZREM', offline, host)
+    wake(host)
     redis.call('ZREM', key('hosts'), host)
     redis.call('DEL', key('host', host))
     event('host.forgotten', 'host', host)

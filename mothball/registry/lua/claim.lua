@@ -6,7 +6,7 @@
 --       6 task of the message ('' any)   7 '1' adopt a message that has no record   8 its task   9 its arguments, JSON
 --       10 its workspace ('' none)   11 its queue (used without workspace)
 -- Returns {status, fence, HGETALL of the job, doorbell of the next waiter or {}}; status is one of
---   run        the caller holds the lease under `fence`
+--   run        the caller holds the lease under `fence`, or holds it already: the same worker asks when an answer was lost
 --   done | cancelled | dead   finished        elsewhere   running under a live lease
 --   waiting    another job holds the workspace's lease; this one is on the wait list and will be rung
 --   not_due    a retry whose time has not come        wrong_host   job.queue says where
@@ -34,7 +34,7 @@ if redis.call('EXISTS', record) == 0 then
 end
 
 local v = redis.call('HMGET', record, 'state', 'workspace', 'queue', 'due_at', 'deliveries', 'attempts', 'cancel_requested',
-  'waiting', 'task', 'interrupted')
+  'waiting', 'task', 'interrupted', 'worker', 'fence')
 local state, ws, queue = v[1], v[2], v[3]
 if arg(6) ~= '' and arg(6) ~= v[9] then
   return answer('mismatch')
@@ -47,18 +47,21 @@ end
 
 -- Gone before wrong_host: a job of a vanished workspace ends wherever it is heard.
 if ws ~= '' then
-  local code, reason = workspace_error(ws)
+  local code, message = workspace_lost(id, ws)
   if code then
-    local message = 'workspace ' .. ws .. (code == 'gone' and ' is gone: ' .. reason or ' is not known')
     finalise_failed(id, code, message)
     return answer('done')
   end
 end
 local holder = redis.call('HGET', lease_key(id, ws), 'job')
 if state == 'running' and holder == id then
+  if v[11] == worker and worker ~= '' and run_of(id, v[12]) == 'run' then
+    take_lease(id, ws, v[12], host, lease_ms)
+    return answer('run', v[12])
+  end
   return answer('elsewhere')
 end
-local owner = string.match(queue, '^host%.(.+)$')
+local owner = host_of(queue)
 if owner and owner ~= host then
   return answer('wrong_host')
 end
@@ -71,10 +74,11 @@ if state == 'queued' and tonumber(v[4]) > NOW then
   return answer('not_due')
 end
 if holder and holder ~= id then
-  if state == 'running' then
+  if state == 'running' or v[4] ~= '0' then
+    -- A retry whose time has come waits as a queued job: it must not be rung by its time as well.
     requeue(id, NOW + RING_AFTER)
   end
-  if v[8] ~= '1' then
+  if redis.call('HGET', record, 'waiting') ~= '1' then
     redis.call('RPUSH', key('wait', ws), id)
     redis.call('HSET', record, 'waiting', '1')
   end
@@ -101,9 +105,10 @@ end
 
 local fence
 if ws ~= '' then
-  fence = int(redis.call('HINCRBY', key('ws', ws), 'fence', 1))
+  fence = next_fence(redis.call('HGET', key('ws', ws), 'fence'))
+  redis.call('HSET', key('ws', ws), 'fence', fence)
 else
-  fence = int(redis.call('HINCRBY', record, 'fence', 1))
+  fence = next_fence(v[12])
 end
 free_lane(id)
 leave_indexes(id)

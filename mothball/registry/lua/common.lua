@@ -6,6 +6,7 @@
 --   ARGV[2]  about how many events are kept
 --   ARGV[3]  ms a finished job's record is kept
 --   ARGV[4]  ms until the doorbell of a queued job is repeated for the first time
+--   ARGV[5]  ms of the longest pause between two doorbells of a queued job
 -- A script's own arguments follow; it reads them with arg(1), arg(2), ...
 --
 -- NOW is Redis TIME in ms. TIME does not move while a script runs, so a script sees one moment.
@@ -13,11 +14,12 @@ local NS = ARGV[1]
 local EVENTS_MAX = ARGV[2]
 local JOB_TTL = tonumber(ARGV[3])
 local RING_AFTER = tonumber(ARGV[4])
+local RING_MAX = math.max(tonumber(ARGV[5]), RING_AFTER)
 local TIME = redis.call('TIME')
 local NOW = TIME[1] * 1000 + math.floor(TIME[2] / 1000)
 
 local function arg(n)
-  return ARGV[n + 4]
+  return ARGV[n + 5]
 end
 
 local function key(...)

@@ -31,7 +31,7 @@ else
     redis.call('HINCRBY', key('ws', ws), 'retry_count', 1)
   end
   if retryable and attempts < max_attempts then
-    local delay = tonumber(arg(math.min(7 + attempts, #ARGV - 4)))
+    local delay = tonumber(arg(math.min(7 + attempts, #ARGV - 5)))
     due = NOW + delay + math.floor(delay * jitter / 1000)
     requeue(id, due)
     redis.call('ZREM', key('jobs', 'queued'), id)

@@ -46,8 +46,8 @@ if has_record == '1' and ws ~= '' then
     redis.call('HINCRBY', record, 'stored_bytes', stored)
     count('capture_stored_bytes', stored)
   end
-  if #ARGV > 13 then
-    redis.call('HSET', record, unpack(ARGV, 14))
+  if #ARGV > 14 then
+    redis.call('HSET', record, unpack(ARGV, 15))
   end
   if now > before then
     count('captures')

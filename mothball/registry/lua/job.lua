@@ -5,7 +5,8 @@
 --   jobs:queued         ZSET   queued, by submit time        jobs:due      ZSET  queued for a retry, by due time
 --   jobs:running        ZSET   running, by lease deadline    jobs:ring     ZSET  queued, by the next repeat of its doorbell
 --   jobs:<final state>  ZSET   finished, by finish time      jobs:created  ZSET  all, by submit time
---   jobs:ws:<ws>        ZSET, TTL   the jobs of a workspace, by submit time
+--   jobs:away:<host>    ZSET   queued for a host that is offline, by submit time: not rung until it comes back
+--   jobs:ws:<ws>        ZSET   the jobs of a workspace, by submit time; TTL unless one of them waits for its host
 --   lane:<lane>:<key>   STRING the one queued job that a same request joins
 --   wait:<ws>           LIST   jobs waiting for the lease;   waiting       ZSET  workspaces with waiters, by the time to look again
 --   lease:<ws>          HASH, PX    job, fence, host; a job without workspace uses lease:~<job>
@@ -26,11 +27,16 @@ local function doorbell(id)
   return {id, v[1] or '', v[2] or ''}
 end
 
--- The list of a workspace's jobs lives as long as something happens to one of them.
+-- The list of a workspace's jobs outlives the longest pause between two doorbells and the record of the last job.
 local function refresh_list(ws)
   if ws ~= '' then
-    redis.call('PEXPIRE', key('jobs', 'ws', ws), int(JOB_TTL))
+    redis.call('PEXPIRE', key('jobs', 'ws', ws), int(JOB_TTL + RING_MAX))
   end
+end
+
+-- The host that alone may run a job of `queue`, nil when any may.
+local function host_of(queue)
+  return string.match(queue or '', '^host%.(.+)$')
 end
 
 local function leave_indexes(id)
@@ -38,13 +44,48 @@ local function leave_indexes(id)
   redis.call('ZREM', key('jobs', 'due'), id)
   redis.call('ZREM', key('jobs', 'ring'), id)
   redis.call('ZREM', key('jobs', 'running'), id)
+  local host = host_of(redis.call('HGET', key('job', id), 'queue'))
+  if host then
+    redis.call('ZREM', key('jobs', 'away', host), id)
+  end
+end
+
+local function leave_wait_list(id, ws)
+  if redis.call('HGET', key('job', id), 'waiting') == '1' then
+    redis.call('LREM', key('wait', ws), 0, id)
+    if redis.call('EXISTS', key('wait', ws)) == 0 then
+      redis.call('ZREM', key('waiting'), ws)
+    end
+  end
+end
+
+-- The registration a workspace is at: an id that was released and registered again is another workspace.
+local function registration(ws)
+  return ws ~= '' and redis.call('HGET', key('ws', ws), 'registration') or ''
+end
+
+-- Why a job has lost its workspace: code and message, or nil while that is the one it was submitted for.
+local function workspace_lost(id, ws)
+  if ws == '' then
+    return nil
+  end
+  local code, reason = workspace_error(ws)
+  if code then
+    return code, 'workspace ' .. ws .. (code == 'gone' and ' is gone: ' .. reason or ' is not known')
+  end
+  local of = redis.call('HGET', key('job', id), 'registration')
+  if of and of ~= '' and of ~= registration(ws) then
+    return 'gone', 'workspace ' .. ws .. ' is gone: it was released and registered again'
+  end
+  return nil
 end
 
 -- create_job(id, ws, field, value, ...): a queued record; its first doorbell is the caller's to ring.
 local function create_job(id, ws, ...)
   redis.call('HSET', key('job', id),
     'id', id, 'workspace', ws, 'state', 'queued', 'submitted_at', int(NOW), 'attempts', '0', 'deliveries', '0',
-    'fence', '0', 'joined', '0', 'rings', '0', 'due_at', '0', 'cancel_requested', '0', 'rung_at', int(NOW), ...)
+    'fence', '0', 'joined', '0', 'rings', '0', 'due_at', '0', 'cancel_requested', '0', 'rung_at', int(NOW),
+    'registration', registration(ws), ...)
   redis.call('ZADD', key('jobs', 'created'), int(NOW), id)
   redis.call('ZADD', key('jobs', 'queued'), int(NOW), id)
   redis.call('ZADD', key('jobs', 'ring'), int(NOW + RING_AFTER), id)
@@ -68,6 +109,7 @@ end
 local function requeue(id, ring_at)
   local v = redis.call('HMGET', key('job', id), 'submitted_at', 'lane_key', 'workspace')
   leave_indexes(id)
+  leave_wait_list(id, v[3] or '')
   redis.call('HSET', key('job', id), 'state', 'queued', 'rings', '0', 'due_at', '0', 'waiting', '', 'worker', '',
     'rung_at', '0')
   redis.call('ZADD', key('jobs', 'queued'), v[1], id)
@@ -85,15 +127,6 @@ local function trim_finished(batch)
     if #old > 0 then
       redis.call('ZREM', key('jobs', state), unpack(old))
       redis.call('ZREM', key('jobs', 'created'), unpack(old))
-    end
-  end
-end
-
-local function leave_wait_list(id, ws)
-  if redis.call('HGET', key('job', id), 'waiting') == '1' then
-    redis.call('LREM', key('wait', ws), 0, id)
-    if redis.call('EXISTS', key('wait', ws)) == 0 then
-      redis.call('ZREM', key('waiting'), ws)
     end
   end
 end
@@ -125,6 +158,27 @@ local function finalise_failed(id, code, message)
   count('jobs_failed')
   count('jobs_failed:' .. (v[2] or ''))
   event('job.failed', 'job', id, 'task', v[2] or '', 'workspace', v[1] or '', 'code', code, 'error', message)
+end
+
+-- hand_out(id, out): the doorbell of a queued job into `out`, unless nobody could come: a job whose workspace was lost ends here,
+-- and one whose host is offline is set aside until check_hosts finds that host again.
+local function hand_out(id, out)
+  local v = redis.call('HMGET', key('job', id), 'workspace', 'queue', 'submitted_at')
+  local ws = v[1] or ''
+  local code, message = workspace_lost(id, ws)
+  local host = host_of(v[2])
+  if code then
+    finalise_failed(id, code, message)
+  elseif host and redis.call('ZSCORE', key('hosts', 'offline'), host) then
+    redis.call('ZREM', key('jobs', 'ring'), id)
+    redis.call('ZADD', key('jobs', 'away', host), v[3], id)
+    if ws ~= '' then
+      redis.call('PERSIST', key('jobs', 'ws', ws))
+    end
+  else
+    refresh_list(ws)
+    out[#out + 1] = doorbell(id)
+  end
 end
 
 -- The run of `id` under `fence`: 'run', 'done' (finished under this very fence: the caller asks twice) or 'lost'.
@@ -164,6 +218,11 @@ local function drop_lease(id, ws, fence)
   end
 end
 
+-- The next fence after `last`. Redis may come back without its last writes, and then a count would repeat itself: time does not.
+local function next_fence(last)
+  return int(math.max((tonumber(last or '0') or 0) + 1, NOW))
+end
+
 -- Doorbell of the job that has waited longest for the lease of `ws`, {} when there is none or the lease is held.
 local function next_waiter(ws)
   if ws == '' or redis.call('EXISTS', key('lease', ws)) == 1 then
@@ -175,8 +234,13 @@ local function next_waiter(ws)
     if not id then
       break
     end
-    if redis.call('HGET', key('job', id), 'state') == 'queued' then
-      redis.call('HSET', key('job', id), 'waiting', '', 'rings', '0')
+    local v = redis.call('HMGET', key('job', id), 'state', 'due_at')
+    if v[1] then
+      redis.call('HSET', key('job', id), 'waiting', '')
+    end
+    -- A retry whose time has not come stays out of the list: its own time rings it.
+    if v[1] == 'queued' and tonumber(v[2] or '0') <= NOW then
+      redis.call('HSET', key('job', id), 'rings', '0')
       redis.call('ZADD', key('jobs', 'ring'), int(NOW + RING_AFTER), id)
       found = doorbell(id)
       break

@@ -33,7 +33,7 @@ end
 redis.call('HSET', record,
   'id', id, 'host', host, 'path', path, 'repo', repo, 'agent_name', agent, 'state', 'active',
   'created_at', int(NOW), 'last_active', int(NOW), 'last_signal', 'register', 'expires_at', expires_at,
-  'fence', fence, 'generation', generation, unpack(ARGV, 11))
+  'fence', fence, 'generation', generation, 'registration', int(NOW) .. ':' .. fence, unpack(ARGV, 12))
 redis.call('ZADD', key('ws', 'by', 'created'), int(NOW), id)
 redis.call('ZADD', key('ws', 'by', 'active'), int(NOW), id)
 redis.call('SADD', key('ws', 'host', host), id)

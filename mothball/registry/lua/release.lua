@@ -1,4 +1,5 @@
 -- include: common
+-- include: job
 -- Forget a workspace (B-42) and leave a tombstone that answers `gone`.
 --
 -- ARGV  1 id   2 by whom   3 ms the tombstone stays
@@ -22,15 +23,23 @@ if v[2] and v[2] ~= '' then
   redis.call('SREM', key('ws', 'repo', v[2]), id)
   redis.call('ZREM', key('ws', 'good', v[1], v[2]), id)
 end
--- Jobs that wait here are rung by the next ring and then end as `gone`; none is left waiting for a lease nobody takes.
--- More than this batch stay on the list, which the ring goes on emptying.
+-- Queued jobs come before the next ring, which ends them as `gone`, whether their host lives or not: those that wait for the
+-- lease, for the time of a retry or for their host as well. More waiters than this batch stay on the list, which the ring empties.
 for _ = 1, 500 do
   local job = redis.call('LPOP', key('wait', id))
   if not job then
     break
   end
-  redis.call('HSET', key('job', job), 'waiting', '')
-  redis.call('ZADD', key('jobs', 'ring'), int(NOW), job)
+  if redis.call('EXISTS', key('job', job)) == 1 then
+    redis.call('HSET', key('job', job), 'waiting', '')
+    redis.call('ZADD', key('jobs', 'ring'), int(NOW), job)
+  end
+end
+for _, job in ipairs(redis.call('ZRANGE', key('jobs', 'ws', id), 0, -1)) do
+  if redis.call('HGET', key('job', job), 'state') == 'queued' then
+    redis.call('ZREM', key('jobs', 'away', v[1]), job)
+    redis.call('ZADD', key('jobs', 'ring'), int(NOW), job)
+  end
 end
 if redis.call('EXISTS', key('wait', id)) == 1 then
   redis.call('ZADD', key('waiting'), int(NOW), id)

@@ -2,9 +2,11 @@
 -- include: job
 -- Which doorbells have to be rung (again)? Handing one out moves its next time on, so two rings never hand out the same.
 --
--- ARGV  1 most doorbells   2 longest pause between two doorbells of a queued job, ms
+-- A job that nobody could run is not rung: without its workspace it ends as failed, without its host it waits for the host.
+--
+-- ARGV  1 most doorbells
 -- Returns a list of doorbells {job, task, queue}
-local limit, longest = tonumber(arg(1)), tonumber(arg(2))
+local limit = tonumber(arg(1))
 local out = {}
 
 local function room()
@@ -26,7 +28,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('jobs', 'running'), '-inf', 
     requeue(id, NOW + RING_AFTER)
     count('jobs_lost')
     event('job.lost', 'job', id, 'task', v[4], 'workspace', ws, 'host', v[5] or '', 'fence', v[6] or '')
-    out[#out + 1] = doorbell(id)
+    hand_out(id, out)
   end
 end
 
@@ -35,7 +37,7 @@ if room() > 0 then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('jobs', 'due'), '-inf', int(NOW), 'LIMIT', 0, room())) do
     if redis.call('HGET', key('job', id), 'state') == 'queued' then
       requeue(id, NOW + RING_AFTER)
-      out[#out + 1] = doorbell(id)
+      hand_out(id, out)
     else
       redis.call('ZREM', key('jobs', 'due'), id)
     end
@@ -51,7 +53,7 @@ if room() > 0 then
     else
       local bell = next_waiter(ws)
       if #bell > 0 then
-        out[#out + 1] = bell
+        hand_out(bell[1], out)
       end
     end
   end
@@ -60,13 +62,11 @@ end
 -- 4. Queued too long: the message was lost, or its worker is away. Each time the pause doubles.
 if room() > 0 then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('jobs', 'ring'), '-inf', int(NOW), 'LIMIT', 0, room())) do
-    local v = redis.call('HMGET', key('job', id), 'state', 'workspace')
-    if v[1] == 'queued' then
+    if redis.call('HGET', key('job', id), 'state') == 'queued' then
       local rings = redis.call('HINCRBY', key('job', id), 'rings', 1)
-      local pause = math.min(RING_AFTER * 2 ^ math.min(rings, 30), math.max(longest, RING_AFTER))
+      local pause = math.min(RING_AFTER * 2 ^ math.min(rings, 30), RING_MAX)
       redis.call('ZADD', key('jobs', 'ring'), int(NOW + pause), id)
-      refresh_list(v[2] or '')
-      out[#out + 1] = doorbell(id)
+      hand_out(id, out)
     else
       redis.call('ZREM', key('jobs', 'ring'), id)
     end

@@ -12,16 +12,18 @@
 -- Parts: [[name, class, value], ...] sorted by name, name and value being JSON text that is never decoded here. Class:
 --   b boolean: OR      i integer: the larger      o anything else: the later
 --   l list of JSON texts, sorted, none twice: union      n null: says nothing, the other value stands
+-- `options` are not joined: {} says nothing like null, and requests whose options differ stay jobs of their own.
 -- A key of a higher class wins over a lower one, so joining is associative and idempotent whatever is mixed.
 local id, task, args, parts = arg(1), arg(2), arg(3), arg(4)
 local ws, lane, host, queue, origin, max_bytes = arg(5), arg(6), arg(7), arg(8), arg(9), tonumber(arg(10))
 local RANK = {n = 0, b = 1, i = 2, o = 3, l = 4}
+local OPTIONS = '"options"'
 
 -- Must the doorbell of a queued job be rung again because somebody asks for it? Not when it was rung a moment ago, and not
 -- when it waits: for a lease that hands over, for the time of its retry, or for a host that is rung when it comes back.
 local function ring_again(job)
   local v = redis.call('HMGET', key('job', job), 'state', 'waiting', 'due_at', 'rung_at', 'queue')
-  local away = string.match(v[5] or '', '^host%.(.+)$')
+  local away = host_of(v[5])
   if v[1] ~= 'queued' or v[2] == '1' or v[3] ~= '0' or NOW - tonumber(v[4] or '0') < RING_AFTER
       or (away and redis.call('ZSCORE', key('hosts', 'offline'), away)) then
     return 0
@@ -57,7 +59,7 @@ end
 if queue == '' then
   queue = host == '' and 'control' or 'host.' .. host
 end
-local owner = string.match(queue, '^host%.(.+)$')
+local owner = host_of(queue)
 if owner and redis.call('EXISTS', key('host', owner)) == 0 then
   return {'host_offline', owner}
 end
@@ -110,8 +112,30 @@ local function union(a, b)
   return out
 end
 
+-- Null says nothing, and neither do options that set none: the other request's stand.
+local function says(part)
+  return part[2] ~= 'n' and not (part[1] == OPTIONS and part[3] == '{}')
+end
+
+local function options_of(all)
+  for _, part in ipairs(all) do
+    if part[1] == OPTIONS and says(part) then
+      return part[3]
+    end
+  end
+  return nil
+end
+
+-- Options are settings of one run: one job cannot obey two of them.
+local function agree(old, new)
+  local a, b = options_of(old), options_of(new)
+  return not a or not b or a == b
+end
+
 local function join(old, new)
-  if RANK[old[2]] ~= RANK[new[2]] then
+  if says(old) ~= says(new) then
+    return says(old) and old or new
+  elseif RANK[old[2]] ~= RANK[new[2]] then
     return RANK[old[2]] > RANK[new[2]] and old or new
   end
   if old[2] == 'b' then
@@ -157,12 +181,13 @@ local lane_key = ''
 if lane ~= '' then
   lane_key = lane .. ':' .. (ws ~= '' and ws or queue)
   local there = redis.call('GET', key('lane', lane_key))
-  local v = there and redis.call('HMGET', key('job', there), 'state', 'task', 'parts', 'due_at') or {}
-  if v[1] == 'queued' and v[2] == task and v[3] then
-    local all = join_all(cjson.decode(v[3]), cjson.decode(parts))
+  local v = there and redis.call('HMGET', key('job', there), 'state', 'task', 'parts', 'due_at', 'registration') or {}
+  if v[1] == 'queued' and v[2] == task and v[3] and (v[5] or '') == registration(ws) then
+    local old, new = cjson.decode(v[3]), cjson.decode(parts)
+    local all = join_all(old, new)
     local joined = text_of(all)
     -- A union past the limit would be a job no worker accepts: the newcomer then becomes a job of its own.
-    if #joined <= max_bytes then
+    if #joined <= max_bytes and agree(old, new) then
       redis.call('HSET', key('job', there), 'args', joined, 'parts', cjson.encode(all))
       redis.call('HINCRBY', key('job', there), 'joined', 1)
       if v[4] ~= '0' then

@@ -63,8 +63,8 @@ class Bench:
     def submit(self, workspace: str | None = "o/r#1", args: dict[str, Any] | None = None, **fields: Any) -> Job:
         return self.registry.jobs.submit(TASK, args or {}, workspace=workspace, **fields).job
 
-    def claim(self, job: str, *, host: str = HOST, lease_ms: int = LEASE, registry: Registry | None = None) -> Claim:
-        return (registry or self.registry).jobs.claim(job, host=host, worker=f"{host}/1", lease_ms=lease_ms)
+    def claim(self, job: str, *, host: str = HOST, lease_ms: int = LEASE, registry: Registry | None = None, pid: int = 1) -> Claim:
+        return (registry or self.registry).jobs.claim(job, host=host, worker=f"{host}/{pid}", lease_ms=lease_ms)
 
     def run(self, workspace: str | None = "o/r#1", **fields: Any) -> Claim:
         """A job of `workspace`, running."""

@@ -23,19 +23,20 @@ def test_a_job_from_submit_to_success(bench: Bench) -> None:
     job = bench.submit(args={"full": True})
     assert (job.state, job.queue, job.host, job.origin, job.args) == ("queued", "host.h1", "h1", "client", {"full": True})
     claim = bench.claim(job.id)
-    assert (claim.status, claim.fence) == ("run", 1)
+    assert claim.status == "run"
+    fence = claim.fence
     assert claim.job is not None
-    assert (claim.job.state, claim.job.worker, claim.job.deliveries, claim.job.fence) == ("running", "h1/1", 1, 1)
+    assert (claim.job.state, claim.job.worker, claim.job.deliveries, claim.job.fence) == ("running", "h1/1", 1, fence)
     lease = bench.key("lease:o/r#1")
-    assert bench.raw.hgetall(lease) == {"job": job.id, "fence": "1", "host": "h1"}
+    assert bench.raw.hgetall(lease) == {"job": job.id, "fence": str(fence), "host": "h1"}
     assert 0 < bench.raw.pttl(lease) <= LEASE
-    jobs.progress(job.id, 1, {"files": 3})
-    jobs.checkpoint(job.id, 1)
-    jobs.checkpoint(job.id, 1, {"files": 4})
+    jobs.progress(job.id, fence, {"files": 3})
+    jobs.checkpoint(job.id, fence)
+    jobs.checkpoint(job.id, fence, {"files": 4})
     assert jobs.get(job.id).progress == {"files": 4}
-    assert jobs.renew(job.id, 1, LEASE) is False
+    assert jobs.renew(job.id, fence, LEASE) is False
     record = {"generation": 1, "digest": "sha256:a", "bytes": 100, "files": 2, "stored_bytes": 60}
-    assert jobs.finish(job.id, 1, {"digest": "sha256:a"}, record) is None
+    assert jobs.finish(job.id, fence, {"digest": "sha256:a"}, record) is None
     done = jobs.get(job.id)
     assert (done.state, done.outcome, done.finished, done.attempts, done.error) == (
         "succeeded",
@@ -106,13 +107,14 @@ def test_a_job_without_workspace_has_a_lease_and_fence_of_its_own(bench: Bench) 
     job = bench.submit(None)
     assert (job.queue, job.workspace, job.host) == ("control", None, None)
     first = bench.claim(job.id, host="any")
-    assert (first.status, first.fence) == ("run", 1)
+    assert first.status == "run"
     assert bench.claim(job.id, host="other").status == "elsewhere"
     bench.lose_lease(job.id, None)
-    assert bench.claim(job.id, host="other").fence == 2
+    second = bench.claim(job.id, host="other")
+    assert second.fence > first.fence
     with pytest.raises(LeaseLost):
-        bench.registry.jobs.finish(job.id, 1, {})
-    bench.registry.jobs.finish(job.id, 2, {})
+        bench.registry.jobs.finish(job.id, first.fence, {})
+    bench.registry.jobs.finish(job.id, second.fence, {})
     assert bench.state(job.id) == "succeeded"
 
 
@@ -183,7 +185,7 @@ def test_of_many_claimers_exactly_one_runs(bench: Bench) -> None:
     for _ in range(5):
         job = bench.submit()
         with ThreadPoolExecutor(8) as pool:
-            claims = list(pool.map(lambda _, each=job: bench.claim(each.id), range(8)))
+            claims = list(pool.map(lambda n, each=job: bench.claim(each.id, pid=n), range(8)))
         assert sorted(claim.status for claim in claims) == ["elsewhere"] * 7 + ["run"]
         winner = next(claim for claim in claims if claim.status == "run")
         bench.registry.jobs.finish(job.id, winner.fence, {})
@@ -199,7 +201,7 @@ def test_a_claim_says_why_not(bench: Bench) -> None:
     assert wrong.job is not None
     assert wrong.job.queue == "host.h1"
     claim = bench.claim(job.id)
-    assert bench.claim(job.id).status == "elsewhere"
+    assert bench.claim(job.id, pid=2).status == "elsewhere"
     bench.registry.jobs.finish(job.id, claim.fence, {"n": 1})
     done = bench.claim(job.id)
     assert (done.status, done.outcome) == ("done", {"n": 1})
@@ -220,7 +222,7 @@ def test_a_plain_message_is_adopted_under_its_own_id(bench: Bench) -> None:
     assert claim.job is not None
     assert (claim.job.origin, claim.job.task, claim.job.args) == ("adopted", TASK, {"workspace": "o/r#1"})
     assert bench.counter("jobs_submitted") == 1
-    again = bench.registry.jobs.claim("celery-1", host=HOST, worker="w", lease_ms=LEASE, adopt=adopt)
+    again = bench.registry.jobs.claim("celery-1", host=HOST, worker="v", lease_ms=LEASE, adopt=adopt)
     assert again.status == "elsewhere"
     free = bench.registry.jobs.claim("celery-2", host="x", worker="w", lease_ms=LEASE, adopt=Adopt("sweep", {}, None))
     assert free.status == "run"

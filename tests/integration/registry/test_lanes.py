@@ -37,14 +37,14 @@ def test_q31_union_of_files_or_of_flags_max_of_numbers_later_text(lane: Bench) -
     joined = join(
         lane,
         {"paths": ["b", "a", "b"], "full": False, "verify": True, "at": 7, "options": {"profile": "full"}, "note": "one"},
-        {"paths": ["c", "a"], "full": True, "verify": False, "at": 5, "options": {"profile": "light"}, "note": "two"},
+        {"paths": ["c", "a"], "full": True, "verify": False, "at": 5, "options": {}, "note": "two"},
     )
     assert joined == {
         "paths": ["a", "b", "c"],
         "full": True,
         "verify": True,
         "at": 7,
-        "options": {"profile": "light"},
+        "options": {"profile": "full"},
         "note": "two",
     }
 
@@ -228,3 +228,38 @@ def test_a_request_for_a_host_that_is_away_rings_once(lane: Bench) -> None:
         assert registry.jobs.submit(TASK, {}, workspace="o/r#1", lane="capture").ring
     with lane.at(now + 160_000) as registry:
         assert not registry.jobs.submit(TASK, {}, workspace="o/r#1", lane="capture").ring
+
+
+def test_requests_whose_options_differ_do_not_join(lane: Bench) -> None:
+    jobs = lane.registry.jobs
+
+    def submit(args: dict[str, Any]) -> str:
+        return jobs.submit(TASK, args, workspace="o/r#1", lane="capture").job.id
+
+    plain = submit({"full": False})
+    full = {"options": {"profile": "full", "max_files": 5}}
+    assert submit(full) == plain
+    for args in ({}, {"options": {}}, {"options": None}, {"options": {"max_files": 5, "profile": "full"}}):
+        assert submit(args) == plain
+    assert jobs.get(plain).args["options"] == full["options"]
+    other = submit({"options": {"profile": "light"}})
+    assert other != plain
+    assert submit({}) == other
+    assert (jobs.get(plain).args["options"], jobs.get(other).args["options"]) == (full["options"], {"profile": "light"})
+
+
+@pytest.mark.parametrize("name", [None, "capture"])
+def test_arguments_nested_deeper_than_any_reader_are_refused(lane: Bench, name: str | None) -> None:
+    def nested(levels: int) -> dict[str, Any]:
+        value: Any = []
+        for _ in range(levels - 2):
+            value = [value]
+        return {"note": value}
+
+    for levels in (33, 975, 5000):
+        with pytest.raises(InvalidParams):
+            lane.registry.jobs.submit(TASK, nested(levels), workspace="o/r#1", lane=name)
+    job = lane.registry.jobs.submit(TASK, nested(32), workspace="o/r#1", lane=name).job
+    assert job.args == nested(32)
+    with lane.at(lane.registry.time_ms() + 20_000) as registry:
+        assert [bell.job for bell in registry.jobs.ring()] == [job.id]

@@ -188,7 +188,7 @@ def test_a_lost_run_is_back_in_the_queue_at_once(bench: Bench) -> None:
     assert (bell.job, bell.task, bell.queue) == (job.id, TASK, "host.h1")
     assert bench.state(job.id) == "queued"
     assert bench.submit(lane="capture").id == job.id  # it holds its lane again
-    assert bench.claim(job.id).fence == claim.fence + 1
+    assert bench.claim(job.id).fence > claim.fence
     assert bench.counter("jobs_lost") == 1
     assert bench.registry.workspaces.get("o/r#1").retry_count == 0
 

@@ -74,7 +74,8 @@ def test_a_run_whose_lease_ran_out_goes_back_to_the_queue_and_is_rung(make_bench
     assert bench.kinds()[-1] == "job.lost"
     assert bench.counter("jobs_lost") == 1
     again = bench.claim(ident)
-    assert (again.status, again.fence) == ("run", claim.fence + 1)
+    assert again.status == "run"
+    assert again.fence > claim.fence
 
 
 def test_a_renewed_run_is_left_alone(bench: Bench) -> None:

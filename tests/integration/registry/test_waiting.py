@@ -118,11 +118,11 @@ def test_a_dead_job_hands_over(bench: Bench) -> None:
     assert name(claim.next) == a
 
 
-def test_waiters_of_a_released_workspace_are_rung_and_end_as_gone(bench: Bench) -> None:
+def test_waiters_of_a_released_workspace_end_as_gone_without_a_doorbell(bench: Bench) -> None:
     running, _, jobs = waiters(bench, 3)
     bench.lose_lease(running)
     assert bench.registry.workspaces.release("o/r#1")
-    assert {bell.job for bell in bench.registry.jobs.ring()} == {running, *jobs}
+    assert bench.registry.jobs.ring() == []
     for ident in (running, *jobs):
         assert bench.claim(ident).status == "done"
         assert bench.registry.jobs.get(ident).error_code == "gone"
@@ -132,3 +132,53 @@ def test_workspaces_do_not_wait_for_each_other(bench: Bench) -> None:
     waiters(bench, 1)
     bench.workspace("o/r#2")
     assert bench.claim(bench.submit("o/r#2").id).status == "run"
+
+
+def due_retry_heard_early(bench: Bench) -> tuple[str, str, int, int]:
+    """A retry whose time has come, on the wait list behind a running job: retry, runner, its fence, now."""
+    bench.workspace("o/r#1")
+    retry = bench.run()
+    assert retry.job is not None
+    due = bench.registry.jobs.fail(retry.job.id, retry.fence, code="busy", message="x", retryable=True).due_at
+    assert due is not None
+    with bench.at(due + 10) as registry:
+        runner = bench.claim(bench.submit().id, registry=registry)
+        assert runner.job is not None
+        assert bench.claim(retry.job.id, registry=registry).status == "waiting"
+    return retry.job.id, runner.job.id, runner.fence, due + 10
+
+
+def test_a_due_retry_that_waits_is_not_rung_by_its_time_as_well(bench: Bench) -> None:
+    retry, runner, fence, now = due_retry_heard_early(bench)
+    assert not bench.raw.exists(bench.key("jobs:due"))
+    with bench.at(now) as registry:
+        assert registry.jobs.ring() == []
+        assert registry.jobs.get(retry).due_at is None
+        assert bench.claim(retry, registry=registry).status == "waiting"
+        assert bench.raw.lrange(bench.key("wait:o/r#1"), 0, -1) == [retry]
+        assert name(registry.jobs.finish(runner, fence, {})) == retry
+
+
+def test_a_request_that_wakes_a_waiter_does_not_leave_it_on_the_list_twice(bench: Bench) -> None:
+    retry, _, _, now = due_retry_heard_early(bench)
+    bench.raw.hset(bench.key(f"job:{retry}"), "due_at", now)  # as an older version left it
+    with bench.at(now) as registry:
+        assert bench.claim(retry, registry=registry).status == "waiting"
+    assert bench.raw.lrange(bench.key("wait:o/r#1"), 0, -1) == [retry]
+
+
+def test_a_retry_whose_time_has_not_come_holds_up_no_waiter(bench: Bench) -> None:
+    running, fence, (a, b) = waiters(bench, 2)
+    bench.raw.hset(bench.key(f"job:{a}"), "due_at", bench.registry.time_ms() + 60_000)
+    assert name(bench.registry.jobs.finish(running, fence, {})) == b
+    assert bench.raw.hget(bench.key(f"job:{a}"), "waiting") == ""
+
+
+def test_an_entry_of_the_wait_list_without_a_record_makes_none(bench: Bench) -> None:
+    running, _, (a,) = waiters(bench, 1)
+    bench.raw.rpush(bench.key("wait:o/r#1"), "ghost")
+    bench.lose_lease(running)
+    assert bench.registry.workspaces.release("o/r#1")
+    assert bench.registry.jobs.ring() == []
+    assert not bench.raw.exists(bench.key("job:ghost"), bench.key("jobs:ring"))
+    assert bench.state(a) == "failed"
