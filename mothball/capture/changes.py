@@ -80,6 +80,7 @@ class Comparison:
                     self._decide(entry)
             for members in groups.values():
                 self._decide_group(members)
+            self._part_links()
         unread = {omission.path for omission in changes.omissions}
         if unread or len(entries) != len(signatures) or changes.added:
             self._find_gone(entries, unread)
@@ -124,6 +125,13 @@ class Comparison:
                 changes.emit.add(entry.path)
         elif entry.mtime_ns != old[4]:
             changes.times.add(entry.path)
+
+    def _part_links(self) -> None:
+        """A row that links to a name which is about to be written anew must not become a link to that other file."""
+        emit = self._changes.emit
+        for path, first in self._baseline.links.items():
+            if first in emit and path in self._paths:
+                emit.add(path)
 
     def _was_linked(self, path: str) -> bool:
         """True for a name that was a link to another one which is still there: it must become a file of its own."""

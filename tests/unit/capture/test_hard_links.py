@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mothball.store.tree import Tree
 from mothball.store.verify import verify
 from tests.unit.capture.harness import OLD_NS, Yard, on_disk, settle
 from tests.unit.capture.test_races import after_walk
@@ -88,13 +89,23 @@ def test_one_more_name_of_a_large_file_does_not_squash(yard: Yard) -> None:
     assert yard.facts(result) == on_disk(root)
 
 
+def test_a_new_file_under_the_name_of_a_gone_first_one_is_not_linked_to(yard: Yard) -> None:
+    root = linked(yard, "a", "b")
+    yard.capture()
+    (root / "a").unlink()
+    yard.capture()
+    (root / "a").write_bytes(b"another file")
+    result = yard.capture()
+    with Tree.open(yard.store, result.digest) as tree:
+        assert [tree.find(name).type for name in "ab"] == ["file", "file"]
+    assert yard.facts(result) == on_disk(root)
+
+
 def test_names_that_parted_with_equal_content_are_files_of_their_own(yard: Yard) -> None:
     root = linked(yard, "a", "b")
     yard.capture()
     data = (root / "b").read_bytes()
     (root / "b").unlink()
     (root / "b").write_bytes(data)
-    from mothball.store.tree import Tree
-
     with Tree.open(yard.store, yard.capture().digest) as tree:
         assert [tree.find(name).type for name in "ab"] == ["file", "file"]
