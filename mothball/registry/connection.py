@@ -6,6 +6,7 @@ No automatic retry: redis-py would send a write again whose answer was only late
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +20,18 @@ from redis.retry import Retry
 from mothball.errors import OperationFailed, Unavailable
 from mothball.settings import Settings, redact_url
 
-# Answers of a server that is there but cannot serve: for the caller the same as one that is not there.
-_NOT_SERVING = ("OOM", "MISCONF", "READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "WRONGPASS", "NOPERM", "BUSY ", "NOREPLICAS")
+# Answers of a server that is there but cannot serve: for the caller the same as one that is not there. redis-py takes the code
+# off the text where it has a class for it; servers before 7 put the code of a refused command inside the text of a script's error.
+_NOT_SERVING_ERRORS = (
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.NoPermissionError,
+)
+_CODES = "OOM|MISCONF|READONLY|LOADING|MASTERDOWN|NOAUTH|WRONGPASS|NOPERM|BUSY|UNKILLABLE|NOREPLICAS|CLUSTERDOWN|TRYAGAIN"
+_NOT_SERVING = re.compile(rf"(?:{_CODES})\b|.*@user_script.* -(?:{_CODES})\b", re.DOTALL)
 
 
 class Connection:
@@ -57,7 +68,7 @@ class Connection:
             raise Unavailable(url=self.redacted_url, reason=reason) from None
         except redis.RedisError as error:
             reason = self._clean(error)
-            if isinstance(error, (redis.OutOfMemoryError, redis.ReadOnlyError)) or reason.startswith(_NOT_SERVING):
+            if isinstance(error, _NOT_SERVING_ERRORS) or _NOT_SERVING.match(reason):
                 raise Unavailable(url=self.redacted_url, reason=reason) from None
             raise OperationFailed(reason=f"the registry answered: {reason}") from error
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import msgspec
 
@@ -206,34 +207,40 @@ class Workspaces:
             raise missing(status, id, answer)
         return decode(pairs(answer))
 
-    def _ids(self, client: Any, repo: str | None, host: str | None, most: int) -> list[str]:
+    def _pages(self, client: Any, repo: str | None, host: str | None, size: int) -> Iterator[list[str]]:
+        """Ids, oldest first, `size` at a time: no more are read than the caller asks for."""
         sets = [self._key("ws", "repo", keys.repo_name(repo))] if repo is not None else []
         sets += [self._key("ws", "host", check_host(host))] if host is not None else []
         created = self._key("ws", "by", "created")
-        if not sets:
-            return cast("list[str]", client.zrange(created, 0, most - 1))
-        members = list(client.sinter(sets))
-        if not members:
-            return []
-        ages = client.zmscore(created, members)
-        return [each for _, each in sorted((age, each) for age, each in zip(ages, members, strict=True) if age is not None)]
+        if sets:
+            members = list(client.sinter(sets))
+            ages = client.zmscore(created, members) if members else []
+            ids = [each for _, each in sorted((age, each) for age, each in zip(ages, members, strict=True) if age is not None)]
+            yield from (ids[start : start + size] for start in range(0, len(ids), size))
+            return
+        start = 0
+        while page := client.zrange(created, start, start + size - 1):
+            yield page
+            start += size
 
     def list(
         self, *, repo: str | None = None, host: str | None = None, state: str | None = None, limit: int = 1000
     ) -> list[Workspace]:
         """At most `limit` records, oldest first (created_at, then id; D-14). Reads indexes, never the keyspace."""
+        if limit <= 0:
+            return []
         found: list[Workspace] = []
+        size = _BATCH if state is not None else min(_BATCH, limit)
         with self._connection.guard() as client:
-            ids = self._ids(client, repo, host, limit if state is None else 0)
-            for start in range(0, len(ids), _BATCH):
+            for page in self._pages(client, repo, host, size):
                 pipe = client.pipeline(transaction=False)
-                for each in ids[start : start + _BATCH]:
+                for each in page:
                     pipe.hgetall(self._key("ws", each))
                 records = [decode(record) for record in pipe.execute() if record]
                 found += [record for record in records if state is None or record.state == state]
                 if len(found) >= limit:
                     break
-        return found[: max(limit, 0)]
+        return found[:limit]
 
     def count(self) -> int:
         """How many workspaces are registered."""

@@ -178,3 +178,64 @@ def test_a_damaged_key_is_an_error_of_ours(bench: Bench) -> None:
         bench.registry.workspaces.get("odd")
     assert isinstance(caught.value, MothballError)
     assert "WRONGTYPE" in caught.value.message
+
+
+class _Refusing:
+    """A server that answers the handshake and refuses everything else with one error."""
+
+    def __init__(self, error: str) -> None:
+        self._error = error
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, connection.makefile("rb") as stream:
+            while line := stream.readline():
+                words = []
+                for _ in range(int(line[1:])):
+                    words.append(stream.read(int(stream.readline()[1:])))
+                    stream.read(2)
+                polite = words[0].upper() in {b"CLIENT", b"SELECT"}
+                hello = b"%1\r\n+proto\r\n:3\r\n" if words[0].upper() == b"HELLO" else b"+OK\r\n"
+                connection.sendall(hello if polite or words[0].upper() == b"HELLO" else f"-{self._error}\r\n".encode())
+
+    def close(self) -> None:
+        self._listener.close()
+        self._thread.join(5)
+
+
+_INSIDE = "ERR Error running script (call to f_abc): @user_script:30: @user_script: 30: -"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", Unavailable),
+        ("CLUSTERDOWN The cluster is down", Unavailable),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", Unavailable),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", Unavailable),
+        ("LOADING Redis is loading the dataset in memory", Unavailable),
+        ("BUSY Redis is busy running a script.", Unavailable),
+        ("UNKILLABLE Sorry the script already executed write commands", Unavailable),
+        (_INSIDE + "OOM command not allowed when used memory > 'maxmemory'.", Unavailable),
+        (_INSIDE + "READONLY You can't write against a read only replica.", Unavailable),
+        (_INSIDE + "MISCONF Redis is configured to save RDB snapshots", Unavailable),
+        (_INSIDE + "WRONGTYPE Operation against a key holding the wrong kind of value", OperationFailed),
+        ("BUSYGROUP Consumer Group name already exists", OperationFailed),
+        ("ERR unknown command", OperationFailed),
+    ],
+)
+def test_a_server_that_cannot_serve_is_unavailable(
+    make_settings: Callable[..., Settings], error: str, expected: type[MothballError]
+) -> None:
+    server = _Refusing(error)
+    registry = Registry.connect(make_settings(redis_url=f"redis://127.0.0.1:{server.port}", redis_timeout=2))
+    try:
+        with pytest.raises(expected):
+            registry.jobs.cancel("j")
+    finally:
+        registry.close()
+        server.close()

@@ -328,3 +328,20 @@ def test_touch_debounce_follows_the_setting(make_bench: Callable[..., Bench]) ->
         assert not registry.workspaces.touch("o/r#1").moved
     with bench.at(record.last_active + 1) as registry:
         assert registry.workspaces.touch("o/r#1").moved
+
+
+def test_a_list_reads_no_more_than_it_was_asked_for(bench: Bench) -> None:
+    for n in range(450):
+        bench.workspace(f"w{n:03}")
+
+    def reads() -> int:
+        return int(bench.raw.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"])
+
+    ids = [each.id for each in bench.registry.workspaces.list()]
+    assert ids == [f"w{n:03}" for n in range(450)]
+    assert [each.id for each in bench.registry.workspaces.list(state="active", limit=250)] == ids[:250]
+    for limit, most in ((0, 0), (-1, 0), (3, 3)):
+        for state in (None, "active"):
+            before = reads()
+            assert len(bench.registry.workspaces.list(state=state, limit=limit)) == max(limit, 0)
+            assert reads() - before <= (most if state is None or most == 0 else 200)
