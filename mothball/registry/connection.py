@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from mothball.errors import OperationFailed, Unavailable
+from mothball.errors import MothballError, OperationFailed, Unavailable
 from mothball.settings import Settings, redact_url
 
 # Answers of a server that is there but cannot serve: for the caller the same as one that is not there. redis-py takes the code
@@ -71,6 +71,13 @@ class Connection:
             if isinstance(error, _NOT_SERVING_ERRORS) or _NOT_SERVING.match(reason):
                 raise Unavailable(url=self.redacted_url, reason=reason) from None
             raise OperationFailed(reason=f"the registry answered: {reason}") from error
+        except MothballError:
+            raise
+        except BaseException:
+            # A time limit may strike between a call and its answer. The connection lies in the pool again by now, and its next user
+            # would read that answer as his own.
+            self.client.connection_pool.disconnect(inuse_connections=False)
+            raise
 
     def _clean(self, error: BaseException) -> str:
         text = str(error).strip() or type(error).__name__

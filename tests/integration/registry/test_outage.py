@@ -137,6 +137,32 @@ def test_a_finish_whose_answer_was_lost_is_repeated_without_counting_twice(priva
     bench.close()
 
 
+def test_an_answer_that_a_time_limit_left_behind_is_not_taken_for_the_next(
+    private_redis: RedisServer, frozen_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Celery's soft time limit does: an exception out of nowhere, after the command went out and before its answer came."""
+    bench = frozen_bench
+    bench.workspace("o/r#1")
+    client = bench.registry._connection.client
+    assert bench.registry.ping()
+
+    def struck(*_: object, **__: object) -> None:
+        raise RuntimeError("time limit")
+
+    private_redis.freeze()
+    thaw = threading.Timer(0.3, private_redis.thaw)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+            patch.setattr(client, "parse_response", struck)
+            bench.registry.workspaces.count()
+    finally:
+        thaw.start()
+    assert bench.registry.counters.all()["workspaces_registered"] == 1
+    assert [each.id for each in bench.registry.workspaces.list()] == ["o/r#1"]
+    thaw.join()
+    bench.close()
+
+
 def test_after_a_restart_the_same_handle_goes_on_and_nothing_is_lost(
     private_redis: RedisServer, make_settings: Callable[..., Settings]
 ) -> None:
