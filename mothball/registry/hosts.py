@@ -85,7 +85,7 @@ class Hosts:
         """Find hosts that fell silent or came back; each change is reported, with an event, by exactly one check.
 
         Silent means strictly longer than `host_offline_seconds`. A host without workspaces that was silent as long as a tombstone
-        stands is forgotten.
+        stands is forgotten. The queued jobs of a host that came back are due for ringing at once.
         """
         gone, back = self._scripts.run("check_hosts", self._silence_ms, self._forget_ms, _BATCH)
         return HostCheck(went_offline=sorted(gone), came_back=sorted(back))

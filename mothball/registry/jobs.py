@@ -46,6 +46,7 @@ class Jobs(Runs):
         """Record a job, or join the queued one of the same `lane` and workspace (Q-30, Q-31). The caller rings when `ring` says so.
 
         Joining unites lists (sorted), ORs booleans and takes the larger integer; any value wins over null, otherwise the later.
+        Requests whose `options` differ do not join; empty ones join any.
         The queue is that of the workspace's host, of `host`, or `control`, unless `queue` is given. A `job_id` that exists
         is that job (asking twice is harmless). Raises `NotFound` or `Gone` for the workspace, `HostOffline` for a host
         that no worker has announced, `InvalidParams` (arguments above 256 KiB, unknown queue), `Unavailable`.
@@ -96,8 +97,9 @@ class Jobs(Runs):
     def ring(self, limit: int = 500) -> list[Doorbell]:
         """At most `limit` doorbells to ring (again): lost runs, due retries, wait lists without a lease, jobs queued too long.
 
-        Lost runs are put back into the queue here. Handing a doorbell out moves its next time on (doubling up to
-        `queued_ring_max_seconds`), so two rings at once never hand out the same.
+        Lost runs are put back into the queue here. A job whose workspace was released ends here as failed; one whose host is
+        offline is set aside until `hosts.check()` finds the host again. Handing a doorbell out moves its next time on (doubling
+        up to `queued_ring_max_seconds`), so two rings at once never hand out the same.
         """
         answer = self._scripts.run("ring", limit)
         return [bell for flat in answer if (bell := doorbell_of(flat)) is not None]

@@ -47,8 +47,11 @@ class Runs:
     ) -> Claim:
         """Ask to run the job whose doorbell was heard; see `Claim.status` for the answers.
 
-        With `run` the workspace's lease is held for `lease_ms` ms under `Claim.fence`. `adopt` makes the record of a message that
-        has none. `task` is the task of the message: a record of another one is answered with `mismatch`.
+        With `run` the workspace's lease is held for `lease_ms` ms under `Claim.fence`. A `worker` (unique in the fleet, one job
+        at a time) that asks again while it holds the lease gets the same answer: the first one may have been lost.
+
+        `adopt` makes the record of a message that has none. `task` is the task of the message: a record of another one is
+        answered with `mismatch`.
         Raises `InvalidParams`, `Unavailable`.
         """
         if lease_ms <= 0:
