@@ -13,7 +13,7 @@ import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -48,7 +48,9 @@ class Settings(BaseSettings):
         (), description="folders below which workspaces may lie, separated by ':'; empty refuses every path"
     )
 
-    lease_seconds: int = Field(30, ge=3, le=3600, description="a job's lease; renewed every third of it")
+    lease_seconds: int = Field(
+        30, ge=3, le=3600, description="a job's lease; renewed every third of it. 1.5 times redis_timeout is less than this"
+    )
     ring_seconds: int = Field(10, ge=1, le=300, description="interval of maintenance.ring")
     queued_ring_after_seconds: int = Field(15, ge=1, description="first repeat of a queued job's doorbell; doubles each time")
     queued_ring_max_seconds: int = Field(600, ge=1, description="longest pause between two doorbells of a queued job")
@@ -102,6 +104,8 @@ class Settings(BaseSettings):
         for root in roots:
             if not root.is_absolute():
                 raise ValueError(f"{root} is not an absolute path")
+            if ":" in str(root):
+                raise ValueError(f"{root} contains ':', which separates folders here; reach it by a link with another name")
         return roots
 
     @field_validator("data_dir")
@@ -116,12 +120,15 @@ class Settings(BaseSettings):
             raise ValueError("broker_db, result_db and registry_db must differ")
         if self.host_offline_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("host_offline_seconds must be at least twice heartbeat_seconds")
-        url = urlsplit(self.redis_url.get_secret_value())
-        if url.scheme not in {"redis", "rediss"} or not url.hostname:
-            raise ValueError("redis_url must look like redis://[user:password@]host[:port] or rediss://...")
-        if url.path.strip("/"):
-            raise ValueError("redis_url must not name a database: broker_db, result_db and registry_db do")
-        if not url.password and not self.allow_insecure_redis and _is_public(url.hostname):
+        # A renewal that waits for Redis as long as it may must still be in time for the lease.
+        if self.redis_timeout * 3 >= self.lease_seconds * 2:
+            raise ValueError("lease_seconds must be more than 1.5 times redis_timeout, else one slow answer loses the lease")
+        if self.queued_ring_max_seconds < self.queued_ring_after_seconds:
+            raise ValueError("queued_ring_max_seconds must not be below queued_ring_after_seconds")
+        if self.max_total_bytes and self.max_file_bytes > self.max_total_bytes:
+            raise ValueError("max_file_bytes must not be above max_total_bytes")
+        url = _checked_url(self.redis_url.get_secret_value())
+        if not url.password and not self.allow_insecure_redis and _is_public(url.hostname or ""):
             raise ValueError(
                 f"redis_url has no password and {url.hostname} is a public address; set one, "
                 "or MOTHBALL_ALLOW_INSECURE_REDIS=true if the network protects it"
@@ -198,12 +205,40 @@ class Settings(BaseSettings):
 
 
 def redact_url(url: str) -> str:
-    """`url` with its password (and a lone user, which may be a token) replaced by ``***``."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    where = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, f"***@{where}", parts.path, "", ""))
+    """`url` with its password (and a lone user, which may be a token) replaced by ``***``, without query and fragment.
+
+    ``***`` alone when it cannot be told where the password ends.
+    """
+    try:
+        parts = urlsplit(url)
+        told = bool(parts.hostname) and (parts.port is None or parts.port >= 0)
+    except ValueError:
+        return "***"
+    if not told or "@" in parts.path + parts.query + parts.fragment:
+        return "***"
+    _, at, where = parts.netloc.rpartition("@")
+    return urlunsplit((parts.scheme, f"***@{where}" if at else where, parts.path, "", ""))
+
+
+def _checked_url(text: str) -> SplitResult:
+    """The parts of a Redis URL; raises `ValueError` with a text that repeats nothing of it, for it may be all password."""
+    try:
+        url = urlsplit(text)
+        complete = url.scheme in {"redis", "rediss"} and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:  # its text quotes what it could not read
+        complete = False
+    if not complete:
+        raise ValueError(
+            "redis_url must look like redis://[user:password@]host[:port] or rediss://...; special characters of the "
+            "password are written as %XX"
+        )
+    if "#" in text or "@" in url.path + url.query:
+        raise ValueError("redis_url: in user and password write '#', '/', '?' and '@' as %23, %2F, %3F and %40")
+    if {name.lower() for name, _ in parse_qsl(url.query, keep_blank_values=True)} & {"password", "username"}:
+        raise ValueError("redis_url: user and password stand before the host, not in the query")
+    if url.path.strip("/"):
+        raise ValueError("redis_url must not name a database: broker_db, result_db and registry_db do")
+    return url
 
 
 def _is_public(host: str) -> bool:

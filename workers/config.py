@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
+from mothball.errors import ConfigError
 from mothball.names import QUEUE_CONTROL, slug
 from mothball.settings import Settings
 from tasks import MODULES
@@ -67,6 +68,11 @@ def celery_config(settings: Settings, *, role: str = "worker") -> dict[str, Any]
     """Celery's configuration for a process of `role` (shown by Redis as the client's name)."""
     limits = task_limits(settings)
     visibility = visibility_timeout(settings)
+    if settings.job_ttl_seconds <= visibility:
+        raise ConfigError(
+            f"job_ttl_seconds must be above {visibility} (the longest time limit and {VISIBILITY_MARGIN_SECONDS} s), else a "
+            "message delivered again would find no record of its finished job"
+        )
     client = f"mothball-{role}"
     return {
         "broker_url": settings.broker_url,

@@ -41,7 +41,7 @@ READ_BACK = 25
 LOG_LINES = 15
 TIMINGS = {
     "lease_seconds": 5, "ring_seconds": 2, "queued_ring_after_seconds": 5, "heartbeat_seconds": 2, "host_offline_seconds": 10,
-    "soft_shutdown_seconds": 2,
+    "soft_shutdown_seconds": 2, "redis_timeout": 3.0,
 }  # fmt: skip
 
 

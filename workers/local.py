@@ -317,7 +317,8 @@ def _up_settings(roots: Sequence[Path]) -> tuple[Settings, bool]:
     # The URL of a running fleet's endpoint file is not a wish of the user: that fleet's lock will refuse this one.
     embedded = "redis_url" not in settings.model_fields_set or _is_endpoint_url(endpoint, settings)
     allowed = tuple(root.expanduser().absolute() for root in roots) or settings.workspace_roots or (Path.cwd(),)
-    return settings.model_copy(update={"workspace_roots": allowed}), embedded
+    # Loaded again and not copied: a copy is not checked.
+    return Settings.load(workspace_roots=allowed), embedded
 
 
 def _is_endpoint_url(endpoint: Path, settings: Settings) -> bool:

@@ -18,7 +18,7 @@ def fleet(private_redis: RedisServer, make_settings: Callable[..., Settings], tm
     """Quick settings: a lease of 3 s, rings each second, a heartbeat each second, a soft shutdown of 1 s."""
     quick: dict[str, Any] = {
         "lease_seconds": 3, "ring_seconds": 1, "queued_ring_after_seconds": 1, "heartbeat_seconds": 1,
-        "soft_shutdown_seconds": 1, "worker_concurrency": 1, "log_format": "json",
+        "soft_shutdown_seconds": 1, "worker_concurrency": 1, "log_format": "json", "redis_timeout": 1.5,
     }  # fmt: skip
     with FleetRun(make_settings(**quick), tmp_path / "fleet") as run:
         yield run

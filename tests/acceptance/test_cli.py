@@ -32,7 +32,8 @@ class Up:
         self.roots.mkdir(parents=True)
         self.command = Command(
             folder, data_dir=self.data, workspace_roots=self.roots, host=HOST, flower_port="0", lease_seconds="3", ring_seconds="1",
-            heartbeat_seconds="1", host_offline_seconds="5", soft_shutdown_seconds="1", **settings,
+            heartbeat_seconds="1", host_offline_seconds="5", soft_shutdown_seconds="1", redis_timeout="1.5",
+            **settings,
         )  # fmt: skip
         self.log = folder / "up.log"
         self.process = self.command.start("up", "--json", log=self.log)

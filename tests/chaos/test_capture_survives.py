@@ -23,7 +23,9 @@ from workers.redis_server import RedisServer
 
 ROUNDS = 20
 FILES = 24
-QUICK: dict[str, Any] = {"lease_seconds": 3, "ring_seconds": 1, "queued_ring_after_seconds": 2, "heartbeat_seconds": 1}
+QUICK: dict[str, Any] = {
+    "lease_seconds": 3, "redis_timeout": 1.5, "ring_seconds": 1, "queued_ring_after_seconds": 2, "heartbeat_seconds": 1,
+}  # fmt: skip
 # Slow on purpose: a kill must find the capture at work, so about a second of compression in small frames.
 SLOW: dict[str, Any] = {"zstd_level": 19, "frame_bytes": 128 * 1024, "capture_threads": 1}
 
