@@ -229,27 +229,26 @@ class Fleet:
         """Ask for a capture. While one is queued for the workspace, this request joins it (Q-31).
 
         `paths`: files to read again although size and times say they are unchanged. `full`: write one fresh layer.
-        `verify`: read back what was written. `options`: overrides of the capture settings for this job.
+        `verify`: read back what was written. `options`: overrides of the capture settings for this job; requests whose
+        options differ do not join.
         """
-        args: dict[str, Any] = {
-            "workspace": check_workspace_id(workspace),
-            "paths": None if paths is None else _clean_paths(paths),
-            "full": full,
-            "verify": verify,
-            "options": dict(options or {}),
-        }
+        args: dict[str, Any] = {"workspace": check_workspace_id(workspace), "full": full, "verify": verify}
+        # What is not said must not be sent: joined to a queued request it would replace what that one said.
+        if paths is not None:
+            args["paths"] = _clean_paths(paths)
+        if options:
+            args["options"] = dict(options)
         submitted = self.submit("workspace.capture", args, workspace=workspace, lane="capture")
         return CaptureJob(self, submitted.job.id, _capture_result, joined=submitted.joined)
 
     def submit(self, task: str, args: dict[str, Any], *, workspace: str | None, lane: str | None = None) -> SubmitResult:
-        """Write the job's record, then ring the worker's doorbell.
+        """Write the job's record, then ring the worker's doorbell unless it was rung a moment ago.
 
         Once this returns the job is safe: when the doorbell cannot be rung, ``maintenance.ring`` rings it later. Raises
         `Unavailable` when the record could not be written, `InvalidParams`, `NotFound`, `Gone` or `HostOffline`.
         """
         submitted = self.registry.jobs.submit(task, args, workspace=workspace, lane=lane)
-        # A joined job too: whoever queued it may have died before ringing.
-        if submitted.job.state == "queued":
+        if submitted.ring:
             self._ring(submitted.job)
         return submitted
 
@@ -273,8 +272,8 @@ class Fleet:
         try:
             if self._ringer is None:
                 self._ringer = DoorbellRinger(self.settings)
-            self._ringer.ring(Doorbell(job=job.id, task=job.task, queue=job.queue, args=job.args))
-        except errors.Unavailable as error:
+            self._ringer.ring(Doorbell(job=job.id, task=job.task, queue=job.queue))
+        except errors.MothballError as error:
             # The record is written: refusing now would make the caller submit a second job for the same work.
             logger.warning("job %s is recorded, but its doorbell could not be rung (%s); maintenance.ring will", job.id, error)
 

@@ -2,7 +2,8 @@
 
 A job is a record in the registry; the message only wakes a worker. So publishing needs no Celery app, no declared
 exchange and no routing table: the message (Celery protocol 2, JSON) goes straight into the queue's Redis list. Ringing
-twice, or for a job that has ended, is harmless: the claim decides.
+twice, or for a job that has ended, is harmless: the claim decides. The arguments stay in the record, and the header
+`HEADER` says so: a worker never makes a record of such a message, however late it is read.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ from typing import Any, Protocol
 
 from kombu import Connection, Producer
 
-from mothball.errors import Unavailable
+from mothball.errors import InvalidParams, Unavailable
 from mothball.settings import Settings, redact_url
 
-# Connecting and sending together must stay below the 10 s after which a producer is promised a clear error.
-_CONNECT_SECONDS = 4.0
-_ANSWER_SECONDS = 4.0
+HEADER = "mothball"
+"""Message header of our own doorbells; its value is the version of the form."""
+VERSION = 1
+
+# Waiting for the other threads, a quick failure, connecting and sending: together they must stay below the 10 s after
+# which a producer is promised a clear error.
+_LOCK_SECONDS = 1.5
+_CONNECT_SECONDS = 3.5
+_ANSWER_SECONDS = 3.5
 # A socket that died while idle fails at once; only such quick failures are tried again on a fresh connection.
 _QUICK_FAILURE_SECONDS = 1.0
-_REPR_CHARS = 200
 
 
 class DoorbellLike(Protocol):
@@ -37,8 +43,6 @@ class DoorbellLike(Protocol):
     def task(self) -> str: ...
     @property
     def queue(self) -> str: ...
-    @property
-    def args(self) -> Mapping[str, Any]: ...
 
 
 class DoorbellRinger:
@@ -56,13 +60,17 @@ class DoorbellRinger:
         """Put the message for `doorbell` into its queue.
 
         `embed` are the callbacks of a forwarded Celery message (``callbacks``, ``errbacks``, ``chain``, ``chord``).
-        Raises `Unavailable` within 10 s when the broker cannot be reached; the job stays queued in the registry and
-        ``maintenance.ring`` rings for it later.
+        Raises `Unavailable` within 10 s when the broker cannot be reached, or when other threads are waiting for it; the
+        job stays queued in the registry and ``maintenance.ring`` rings for it later. `InvalidParams`: no form in JSON.
         """
         body, headers = _message(doorbell, embed or {}, self._settings.host)
         if os.getpid() != self._pid:
             self._after_fork()
-        with self._lock:
+        # Each thread in turn would otherwise wait its own seconds for a frozen broker, and the last one for all of them.
+        lock = self._lock
+        if not lock.acquire(timeout=_LOCK_SECONDS):
+            raise self._unavailable(TimeoutError("other threads of this process are waiting for its answer"))
+        try:
             fresh = self._connection is None
             started = time.monotonic()
             try:
@@ -70,7 +78,7 @@ class DoorbellRinger:
             except Exception as error:
                 self._drop()
                 if not self._is_connection_error(error):
-                    raise
+                    raise _explained(error, doorbell) from error
                 if fresh or time.monotonic() - started > _QUICK_FAILURE_SECONDS:
                     raise self._unavailable(error) from None
                 try:
@@ -78,15 +86,22 @@ class DoorbellRinger:
                 except Exception as again:
                     self._drop()
                     if not self._is_connection_error(again):
-                        raise
+                        raise _explained(again, doorbell) from again
                     raise self._unavailable(again) from None
+        finally:
+            lock.release()
 
     def close(self) -> None:
         """Close the connection; the next `ring` opens a new one."""
         if os.getpid() != self._pid:
             self._after_fork()
-        with self._lock:
+        lock = self._lock
+        held = lock.acquire(timeout=_LOCK_SECONDS)
+        try:
             self._drop()
+        finally:
+            if held:
+                lock.release()
 
     def _publish(self, doorbell: DoorbellLike, body: Any, headers: dict[str, Any]) -> None:
         if self._producer is None:
@@ -144,11 +159,19 @@ def _secrets(url: str) -> list[str]:
     return sorted({password, unquote(password)}, key=len, reverse=True) if password else []
 
 
+def _explained(error: Exception, doorbell: DoorbellLike) -> Exception:
+    """`InvalidParams` for a message that cannot be written as JSON, else `error` itself."""
+    from kombu.exceptions import SerializationError
+
+    if isinstance(error, (SerializationError, TypeError, ValueError, RecursionError)):
+        return InvalidParams(f"the doorbell of job {doorbell.job!a} cannot be written: {type(error).__name__}")
+    return error
+
+
 def _message(doorbell: DoorbellLike, embed: Mapping[str, Any], host: str) -> tuple[Any, dict[str, Any]]:
     """Body and headers of protocol 2. `ignore_result` is left out on purpose, so that the task's own setting counts."""
-    args = dict(doorbell.args)
-    shown = repr(args)
     headers = {
+        HEADER: VERSION,
         "lang": "py",
         "task": doorbell.task,
         "id": doorbell.job,
@@ -160,8 +183,8 @@ def _message(doorbell: DoorbellLike, embed: Mapping[str, Any], host: str) -> tup
         "retries": 0,
         "timelimit": [None, None],
         "argsrepr": "()",
-        "kwargsrepr": shown if len(shown) <= _REPR_CHARS else shown[: _REPR_CHARS - 3] + "...",
+        "kwargsrepr": "{}",
         "origin": f"mothball@{host}",
     }
     callbacks = {name: embed.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
-    return ((), args, callbacks), headers
+    return ((), {}, callbacks), headers

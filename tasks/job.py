@@ -20,6 +20,7 @@ from celery import Task, shared_task, states
 from celery.exceptions import Ignore, Reject
 from pydantic import BaseModel
 
+from mothball.doorbell import HEADER, VERSION
 from mothball.errors import Cancelled, InvalidParams, LeaseLost, MothballError, TimedOut, Unavailable, from_code
 from mothball.registry import Adopt, Claim, Doorbell, Job, Registry
 from tasks import services
@@ -104,6 +105,9 @@ def execute(task: Any, spec: JobSpec, args: Sequence[Any], kwargs: Mapping[str, 
     structlog.contextvars.bind_contextvars(job=job_id, task=spec.name)
     try:
         return _Delivery(task, spec, job_id).handle(args, kwargs)
+    except SoftTimeLimitExceeded:
+        services.renew()
+        raise
     finally:
         structlog.contextvars.clear_contextvars()
 
@@ -120,12 +124,13 @@ class _Delivery:
 
     def handle(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         settings = self.services.settings
-        adopt, refused = self._adoption(args, kwargs)
+        # Our own doorbell comes after its record: when there is none, it has run out, and the job must not begin again.
+        adopt, refused = (None, None) if is_doorbell(self.task.request) else self._adoption(args, kwargs)
         try:
             claim = patiently(
                 lambda: self.jobs.claim(
                     self.job_id, host=settings.host, worker=worker_name(self.task.request),
-                    lease_ms=settings.lease_seconds * 1000, adopt=adopt,
+                    lease_ms=settings.lease_seconds * 1000, adopt=adopt, task=self.spec.name,
                 )
             )  # fmt: skip
         except Unavailable as error:
@@ -151,6 +156,8 @@ class _Delivery:
             return self._deliver(job)
         if claim.status == "wrong_host" and job is not None:
             self._forward(job)
+        if claim.status == "mismatch":
+            log.warning("this message has the id of another task's job", other=job.task if job is not None else "")
         log.info("nothing to do for this message", status=claim.status)
         raise Ignore(claim.status)
 
@@ -167,9 +174,9 @@ class _Delivery:
         request = self.task.request
         embed = {name: getattr(request, name, None) for name in ("callbacks", "errbacks", "chain", "chord")}
         try:
-            self.services.ringer.ring(Doorbell(job=job.id, task=job.task, queue=job.queue, args=job.args), embed=embed)
+            self.services.ringer.ring(Doorbell(job=job.id, task=job.task, queue=job.queue), embed=embed)
             log.info("forwarded", queue=job.queue)
-        except Unavailable as error:
+        except MothballError as error:
             log.warning("could not forward; the registry rings later", queue=job.queue, error=error.message)
 
     def _run(self, claim: Claim, refused: InvalidParams | None) -> dict[str, Any]:
@@ -187,6 +194,7 @@ class _Delivery:
                     return self._finish(claim.fence, outcome)
             except SoftTimeLimitExceeded:
                 limit = self.spec.limits(settings).soft
+                self._reconnect()
                 return self._fail(claim.fence, TimedOut(what=f"job {job.id}", seconds=limit), retryable=True)
             except Cancelled:
                 return self._cancelled(claim.fence)
@@ -208,6 +216,11 @@ class _Delivery:
         except (SystemExit, KeyboardInterrupt):
             self._abandoned(claim.fence)
             raise
+
+    def _reconnect(self) -> None:
+        services.renew()
+        self.services = services.current()
+        self.jobs = self.services.registry.jobs
 
     def _arguments(self, job: Job, refused: InvalidParams | None) -> BaseModel:
         """The record's arguments, which may have been joined by other requests since the message was sent."""
@@ -270,7 +283,7 @@ class _Delivery:
         try:
             registry = Registry.connect(self.services.settings)
             try:
-                doorbell = registry.jobs.release_lost(self.job_id, fence)
+                doorbell = registry.jobs.release_lost(self.job_id, fence, interrupted=True)
             finally:
                 registry.close()
             log.warning("stopped by a worker shutdown; back in the queue")
@@ -296,13 +309,18 @@ def worker_name(request: Any) -> str:
 
 
 def ring_quietly(doorbell: Doorbell) -> bool:
-    """Ring; False when the broker is away (maintenance.ring rings again)."""
+    """Ring; False when that failed (maintenance.ring rings again)."""
     try:
         services.current().ringer.ring(doorbell)
-    except Unavailable as error:
+    except MothballError as error:
         log.warning("doorbell not rung; the registry rings later", job=doorbell.job, error=error.message)
         return False
     return True
+
+
+def is_doorbell(request: Any) -> bool:
+    """True for a message of ours, whose arguments stand in the job's record."""
+    return getattr(request, HEADER, None) == VERSION
 
 
 def release_dead(job_id: str, request: Any) -> None:

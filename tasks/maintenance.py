@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from mothball.errors import Unavailable
 from mothball.settings import Settings
@@ -36,6 +37,11 @@ def ring(here: Services) -> dict[str, Any]:
             log.warning("doorbell not rung", ringing=doorbell.job, error=error.message)
             if in_a_row >= _GIVE_UP_AFTER:
                 break
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:  # whatever is wrong with one job, the others must be rung
+            failed += 1
+            log.error("doorbell not rung", ringing=doorbell.job, error=f"{type(error).__name__}: {error}"[:500])
     return {"rung": rung, "failed": failed}
 
 

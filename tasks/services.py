@@ -7,6 +7,7 @@ answers. So every access compares the process id, and a child builds its own set
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mothball.doorbell import DoorbellRinger
@@ -41,6 +42,21 @@ def settings() -> Settings:
     if _settings is None:
         _settings = Settings.load()
     return _settings
+
+
+def renew() -> None:
+    """Drop this process's connections; `current` builds new ones.
+
+    For code that was interrupted anywhere (a soft time limit): a request may have been sent and its answer not read, and
+    the next request on that connection would get it.
+    """
+    global _services
+    dropped, _services = _services, None
+    if dropped is not None and dropped.pid == os.getpid():
+        with suppress(Exception):  # broken in any way; it is gone either way
+            dropped.registry.close()
+        with suppress(Exception):
+            dropped.ringer.close()
 
 
 def current() -> Services:

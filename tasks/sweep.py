@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import shared_task
 from celery.exceptions import Ignore
 
@@ -82,6 +83,9 @@ def sweep(spec: SweepSpec) -> dict[str, Any]:
     except Unavailable as error:
         log.warning("sweep skipped; the next one does its work", error=error.message)
         raise Ignore("unavailable") from None
+    except SoftTimeLimitExceeded:
+        services.renew()
+        raise
     finally:
         structlog.contextvars.clear_contextvars()
     if any(done.values()):

@@ -12,10 +12,10 @@ from celery import bootsteps, signals
 from celery.worker.consumer.consumer import Consumer
 
 import mothball
-from mothball.errors import MothballError
+from mothball.errors import MothballError, UnknownTask
 from mothball.settings import Settings
 from tasks import services
-from tasks.job import SPECS
+from tasks.job import SPECS, ring_quietly
 from tasks.sweep import SWEEPS
 from workers import transport
 from workers.config import heartbeat_file
@@ -121,6 +121,25 @@ def on_unreadable(queue: str, error: Exception) -> None:
 def on_unknown_task(message: Any = None, name: str = "", id: str = "", **_: object) -> None:  # noqa: A002 - Celery's name
     """A task this worker does not have: Celery has stored NotRegistered for the producer; this is for the operator."""
     record("message.unknown_task", message, None, task=name, job=id)
+    end_unknown(id, name)
+
+
+def end_unknown(job_id: str, task: str) -> None:
+    """Fail the queued job of a task that this worker does not have, else its doorbell would be rung for ever. Never raises."""
+    try:
+        here = services.current()
+        jobs, settings = here.registry.jobs, here.settings
+        claim = jobs.claim(
+            job_id, host=settings.host, worker=f"{settings.host}/{os.getpid()}", lease_ms=settings.lease_seconds * 1000, task=task
+        )
+        bell = claim.next
+        if claim.status == "run":
+            error = UnknownTask(task=task)
+            bell = jobs.fail(job_id, claim.fence, code=error.code, message=error.message, retryable=False).next
+        if bell is not None:
+            ring_quietly(bell)
+    except Exception as error:  # the id is anybody's text, and nothing may end the consumer; the lease runs out by itself
+        log.warning("the job of an unknown task could not be ended", job=job_id[:_SHOWN_CHARS], error=str(error)[:_SHOWN_CHARS])
 
 
 def on_rejected(message: Any = None, exc: Exception | None = None, **_: object) -> None:
@@ -147,6 +166,11 @@ def write_event(kind: str, **fields: str) -> None:
     """Add an event of this host; never raises."""
     try:
         here = services.current()
-        here.registry.events.add(kind, host=here.settings.host, **{key: value[:_SHOWN_CHARS] for key, value in fields.items()})
-    except MothballError as error:
-        log.warning("the event could not be written", kind=kind, error=error.message)
+        here.registry.events.add(kind, host=here.settings.host, **{key: _shown(value) for key, value in fields.items()})
+    except Exception as error:  # of a message that may be anything; the consumer that calls this must go on
+        log.warning("the event could not be written", kind=kind, error=f"{type(error).__name__}: {error}"[:_SHOWN_CHARS])
+
+
+def _shown(value: str) -> str:
+    # JSON may hold halves of characters, which have no form in UTF-8.
+    return value[:_SHOWN_CHARS].encode("utf-8", "backslashreplace").decode()

@@ -156,7 +156,7 @@ class FleetRun:
         submitted = self.registry.jobs.submit(task, args, workspace=args.get("workspace"))
         job = submitted.job
         if ring:
-            self.ringer.ring(Doorbell(job=job.id, task=job.task, queue=job.queue, args=job.args))
+            self.ringer.ring(Doorbell(job=job.id, task=job.task, queue=job.queue))
         return job.id
 
     def job(self, job_id: str) -> Job:

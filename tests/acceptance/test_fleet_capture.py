@@ -71,7 +71,7 @@ def test_joined_requests_run_once_with_the_arguments_of_the_record(fleet: FleetR
     for paths, full in ((["README.md"], False), (["src/one.py"], False), (["src/one.py"], True)):
         args = {"workspace": "r/a#1", "paths": paths, "full": full}
         job = fleet.registry.jobs.submit("workspace.capture", args, workspace="r/a#1", lane="capture").job
-        bells.append(Doorbell(job=job.id, task=job.task, queue=job.queue, args=args))
+        bells.append(Doorbell(job=job.id, task=job.task, queue=job.queue))
     for bell in bells:
         fleet.ringer.ring(bell)
     assert len({bell.job for bell in bells}) == 1

@@ -51,7 +51,7 @@ def test_a_doubled_doorbell_has_one_effect(fleet: FleetRun) -> None:
     effects = fleet.folder / "effects"
     job_id = fleet.submit("probe.slow", ring=False, workspace="r/a#1", seconds=1.0, effects=str(effects))
     record = fleet.job(job_id)
-    bell = Doorbell(job=job_id, task=record.task, queue=record.queue, args=record.args)
+    bell = Doorbell(job=job_id, task=record.task, queue=record.queue)
     for _ in range(6):
         fleet.ringer.ring(bell)
     job = fleet.finished(job_id)
@@ -138,6 +138,27 @@ def test_an_unknown_task_leaves_an_event_and_an_error_for_the_producer(fleet: Fl
     still_works(fleet)
 
 
+def test_a_job_of_an_unknown_task_fails_with_its_code_and_is_rung_no_more(fleet: FleetRun) -> None:
+    """A misspelt name in a producer: one clear error instead of a job that waits for ever."""
+    fleet.worker()
+    fleet.workspace("r/a#1")
+    job = fleet.finished(fleet.submit("probe.slwo", workspace="r/a#1"))
+    assert (job.state, job.error_code) == ("failed", "unknown_task")
+    assert "probe.slwo" in (job.error or "")
+    assert fleet.leases() == []
+    still_works(fleet)
+
+
+def test_an_old_doorbell_of_a_job_that_is_forgotten_runs_nothing(fleet: FleetRun) -> None:
+    """Cancelled, its record run out, and only then its message is read."""
+    fleet.worker()
+    fleet.workspace("r/a#1")
+    fleet.ringer.ring(Doorbell(job="forgotten-1", task="probe.slow", queue=f"host.{fleet.settings.host}"))
+    fleet.until(lambda: broker(fleet).llen(f"host.{fleet.settings.host}") == 0, "the message is taken")
+    still_works(fleet)
+    assert [job.id for job in fleet.registry.jobs.list() if job.id == "forgotten-1"] == []
+
+
 def test_a_pickle_message_is_refused_and_never_loaded(fleet: FleetRun) -> None:
     """Whoever reaches the broker must not run code in a worker: the message is refused, noted, and gone."""
     fleet.worker()
@@ -221,7 +242,7 @@ def test_a_job_for_a_host_waits_for_that_host_only(fleet: FleetRun) -> None:
 def test_a_ringer_reuses_its_connection_and_survives_a_restart_of_redis(fleet: FleetRun, private_redis: Any) -> None:
     """One connection for many doorbells; after a restart the first ring already works."""
     ringer = DoorbellRinger(fleet.settings)
-    bell = Doorbell(job="j", task="probe.slow", queue="nobody", args={})
+    bell = Doorbell(job="j", task="probe.slow", queue="nobody")
     for _ in range(20):
         ringer.ring(bell)
     names = [client["name"] for client in broker(fleet).client_list()]

@@ -16,13 +16,13 @@ import redis
 from celery import Celery
 
 from mothball.doorbell import DoorbellRinger
-from mothball.errors import Unavailable
+from mothball.errors import InvalidParams, Unavailable
 from mothball.registry import Doorbell
 from mothball.settings import Settings
 from workers.redis_server import RedisServer
 
 MakeSettings = Callable[..., Settings]
-BELL = Doorbell(job="job-1", task="workspace.capture", queue="host.h1", args={"workspace": "r/a#1", "full": True})
+BELL = Doorbell(job="job-1", task="workspace.capture", queue="host.h1")
 
 
 def broker(settings: Settings) -> redis.Redis:
@@ -31,13 +31,13 @@ def broker(settings: Settings) -> redis.Redis:
 
 
 def test_the_message_is_what_celery_itself_would_publish(private_redis: RedisServer, make_settings: MakeSettings) -> None:
-    """Same envelope, same body, same headers as far as a worker reads them; straight in the queue's list."""
+    """Same envelope, same body, same headers as far as a worker reads them, and one of ours; straight in the queue's list."""
     settings = make_settings()
     DoorbellRinger(settings).ring(BELL)
     assert broker(settings).keys("*") == [BELL.queue.encode()], "nothing else is left in the broker"
     app = Celery("theirs", broker=settings.broker_url, set_as_current=False)
     app.conf.task_default_exchange = ""
-    app.send_task(BELL.task, kwargs=BELL.args, task_id=BELL.job, queue=BELL.queue)
+    app.send_task(BELL.task, kwargs={}, task_id=BELL.job, queue=BELL.queue)
     app.close()
     theirs, ours = (json.loads(raw) for raw in broker(settings).lrange(BELL.queue, 0, -1))
     assert set(ours) == set(theirs)
@@ -46,6 +46,9 @@ def test_the_message_is_what_celery_itself_would_publish(private_redis: RedisSer
     assert json.loads(base64.b64decode(ours["body"])) == json.loads(base64.b64decode(theirs["body"]))
     for name in ("lang", "task", "id", "root_id", "parent_id", "group", "eta", "expires", "retries", "timelimit"):
         assert ours["headers"][name] == theirs["headers"][name], name
+    assert set(ours["headers"]) - set(theirs["headers"]) == {"mothball"}
+    assert ours["headers"]["mothball"] == 1
+    assert json.loads(base64.b64decode(ours["body"]))[:2] == [[], {}], "the arguments stay in the record"
     assert "ignore_result" not in ours["headers"], "the task's own setting must count"
     assert ours["properties"]["correlation_id"] == BELL.job
     assert ours["properties"]["delivery_info"] == {"exchange": "", "routing_key": BELL.queue}
@@ -55,7 +58,7 @@ def test_redis_down_is_unavailable_within_ten_seconds_and_names_no_password(
     private_redis: RedisServer, make_settings: MakeSettings
 ) -> None:
     """A producer is told at once, and where, and the ringer works again as soon as Redis does."""
-    settings = make_settings(redis_timeout=60)
+    settings = make_settings(redis_timeout=60, lease_seconds=120)
     password = private_redis.url.partition("//:")[2].partition("@")[0]
     ringer = DoorbellRinger(settings)
     ringer.ring(BELL)
@@ -73,7 +76,7 @@ def test_redis_down_is_unavailable_within_ten_seconds_and_names_no_password(
 
 def test_a_frozen_redis_is_unavailable_within_ten_seconds(private_redis: RedisServer, make_settings: MakeSettings) -> None:
     """Connected, and connecting anew, with a setting that would allow a minute."""
-    settings = make_settings(redis_timeout=60)
+    settings = make_settings(redis_timeout=60, lease_seconds=120)
     ringer = DoorbellRinger(settings)
     ringer.ring(BELL)
     os.kill(private_redis.pid, signal.SIGSTOP)
@@ -85,6 +88,48 @@ def test_a_frozen_redis_is_unavailable_within_ten_seconds(private_redis: RedisSe
             assert time.monotonic() - started < 10
     finally:
         os.kill(private_redis.pid, signal.SIGCONT)
+    ringer.ring(BELL)
+    ringer.close()
+
+
+def test_many_threads_on_a_frozen_redis_are_all_told_within_ten_seconds(
+    private_redis: RedisServer, make_settings: MakeSettings
+) -> None:
+    """They share one connection; none may wait its turn behind the timeouts of the others."""
+    ringer = DoorbellRinger(make_settings())
+    ringer.ring(BELL)
+    private_redis.freeze()
+    took: list[float] = []
+
+    def ring() -> None:
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            ringer.ring(BELL)
+        took.append(time.monotonic() - started)
+
+    threads = [threading.Thread(target=ring) for _ in range(6)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        private_redis.thaw()
+    assert len(took) == 6
+    assert max(took) < 10
+    ringer.ring(BELL)
+    ringer.close()
+
+
+def test_callbacks_that_have_no_form_in_json_are_invalid_params(private_redis: RedisServer, make_settings: MakeSettings) -> None:
+    """A typed error, and the ringer rings on."""
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    ringer = DoorbellRinger(make_settings())
+    for chain in (object(), deep):
+        with pytest.raises(InvalidParams, match="job-1"):
+            ringer.ring(BELL, embed={"chain": chain})
     ringer.ring(BELL)
     ringer.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import threading
@@ -57,7 +58,7 @@ def test_a_submitted_capture_is_a_record_and_one_message_with_the_jobs_id(fleet:
         "workspace.capture",
         f"host.{fleet.settings.host}",
     )
-    assert record.args == {"workspace": WORKSPACE, "paths": ["a", "b"], "full": True, "verify": False, "options": {}}
+    assert record.args == {"workspace": WORKSPACE, "paths": ["a", "b"], "full": True, "verify": False}
     [message] = messages(fleet)
     assert (message["headers"]["id"], message["headers"]["task"]) == (job.id, "workspace.capture")
 
@@ -68,6 +69,30 @@ def test_q31_a_second_request_joins_the_queued_job(fleet: Fleet) -> None:
     assert (second.id, second.joined) == (first.id, True)
     args = first.record().args
     assert (args["paths"], args["verify"], args["full"]) == (["a", "b"], True, False)
+
+
+def test_q31_a_request_without_options_keeps_those_of_the_one_it_joins(fleet: Fleet) -> None:
+    first = fleet.capture(WORKSPACE, options={"ignore": ["*.pem"]}, paths=["a"])
+    second = fleet.capture(WORKSPACE)
+    assert (second.id, second.joined) == (first.id, True)
+    assert first.record().args["options"] == {"ignore": ["*.pem"]}
+    assert first.record().args["paths"] == ["a"]
+    other = fleet.capture(WORKSPACE, options={"ignore": ["*.key"]})
+    assert (other.id != first.id, other.joined) == (True, False)
+
+
+def test_a_crowd_of_requests_for_one_capture_rings_once(fleet: Fleet) -> None:
+    """Whoever joins a job that was rung a moment ago adds no message."""
+    jobs = [fleet.capture(WORKSPACE) for _ in range(20)]
+    assert len({job.id for job in jobs}) == 1
+    assert len(messages(fleet)) == 1
+
+
+def test_a_message_carries_no_arguments(fleet: Fleet) -> None:
+    fleet.capture(WORKSPACE, paths=["hush"])
+    [message] = messages(fleet)
+    assert json.loads(base64.b64decode(message["body"]))[:2] == [[], {}]
+    assert "hush" not in json.dumps(message)
 
 
 def test_wait_returns_the_typed_result_and_ignores_fields_of_newer_workers(fleet: Fleet) -> None:
