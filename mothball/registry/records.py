@@ -61,7 +61,6 @@ class Doorbell(msgspec.Struct, frozen=True):
     job: str
     task: str
     queue: str
-    args: dict[str, Any] = msgspec.field(default_factory=dict)  # empty from here; goes when no producer fills it any more
 
 
 class Adopt(msgspec.Struct, frozen=True):
