@@ -9,9 +9,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
-from pydantic import SecretStr
-
-from mothball.settings import Settings
 
 T = TypeVar("T")
 
@@ -51,20 +48,3 @@ def eventually(probe: Callable[[], T], *, seconds: float = 10.0, every: float = 
         if time.monotonic() > deadline:
             pytest.fail(f"{what} did not become true within {seconds:g} s; last answer: {answer!r}")
         time.sleep(every)
-
-
-def settings_environment(settings: Settings) -> dict[str, str]:
-    """`settings` as ``MOTHBALL_*`` variables on top of this process's environment, for a subprocess."""
-    out = {name: value for name, value in os.environ.items() if not name.startswith("MOTHBALL_")}
-    for name in Settings.model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            text = value.get_secret_value()
-        elif isinstance(value, bool):
-            text = str(value).lower()
-        elif isinstance(value, tuple):
-            text = ":".join(str(part) for part in value)
-        else:
-            text = str(value)
-        out[f"MOTHBALL_{name.upper()}"] = text
-    return out

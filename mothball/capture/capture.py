@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import posixpath
 import stat
 import time
@@ -215,7 +216,7 @@ class _Capture:
         ) as writer:
             packer = Packer(writer, reader, known=known, checkpoint=self.checkpoint)
             _pack(packer, found.entries, changes)
-            removed = sorted({*map(_raw, changes.gone), *map(_raw, changes.replaced), *packer.removed}, key=sort_key)
+            removed = sorted({*map(os.fsencode, changes.gone), *map(os.fsencode, changes.replaced), *packer.removed}, key=sort_key)
             layer = writer.finish(packer.rows, removed, packer.content)
             packer.rows.clear()
         if self.request.verify:
@@ -335,7 +336,7 @@ def _pack(packer: Packer, entries: list[Entry], changes: Changes) -> None:
         elif path in times:
             packer.mtime(entry)
         if path in whiteouts and stat.S_ISDIR(entry.mode):
-            for name in sorted(whiteouts[path], key=_raw):
+            for name in sorted(whiteouts[path], key=os.fsencode):
                 packer.whiteout(path, name)
     packer.finish()
 
@@ -384,7 +385,3 @@ def _totals(entries: list[Entry]) -> tuple[int, int]:
                 size += entry.size
                 groups.add(entry.group)
     return files, size
-
-
-def _raw(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")

@@ -129,7 +129,7 @@ class Packer:
 
     def _file(self, entry: Entry) -> None:
         """The hot path: one small file beside the others in the current frame."""
-        raw, size, writer = entry[0].encode("utf-8", "surrogateescape"), entry[4], self._writer
+        raw, size, writer = os.fsencode(entry[0]), entry[4], self._writer
         if size + len(raw) + 8 * BLOCK > writer.frame_bytes:
             self._stream(entry)
             return
