@@ -76,6 +76,26 @@ class Settings(BaseSettings):
     exclude_caches: bool = Field(False, description="leave out the content of folders with a valid CACHEDIR.TAG")
     one_file_system: bool = Field(True, description="never cross the root's file system")
     owner: Literal["captured", "clamp"] = Field("captured", description="captured: keep uid and gid; clamp: write 0:0")
+    transfer_time_limit: int = Field(
+        3600, ge=10, description="hard limit of one restore, push or pull, seconds; the soft limit is 60 s less"
+    )
+    retention: str = Field(
+        "last=10,within=7d,hourly=24,daily=14,weekly=8",
+        description="which snapshots of a workspace are kept, unless its own policy says otherwise; `all` keeps every one",
+    )
+    retain_seconds: int = Field(3600, ge=10, description="interval of maintenance.retain")
+    collect_seconds: int = Field(86_400, ge=10, description="interval of maintenance.collect")
+    collect_grace_seconds: int = Field(
+        86_400, ge=10, description="age below which a blob is never collected; not less than any time limit of a writer"
+    )
+    trash_seconds: int = Field(259_200, ge=0, description="how long what was collected or forgotten can still be undeleted")
+    reserve_bytes: int = Field(64 * 1024**2, ge=0, description="bytes kept back so that a full disk can be collected; 0: none")
+    verify_seconds: int = Field(86_400, ge=10, description="interval of maintenance.verify")
+    verify_sample_percent: float = Field(5.0, gt=0, le=100, description="share of the store's bytes each sweep reads again")
+    docker_config: Path = Field(Path("~/.docker/config.json"), description="docker's config file with registry credentials")
+    insecure_registries: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="registries (host:port), separated by ',', reached over plain HTTP; loopback ones always are"
+    )
     fsync: bool = Field(True, description="flush blobs to disk before they are published")
 
     worker_concurrency: int = Field(2, ge=1, le=256, description="pool processes of one worker")
@@ -108,7 +128,12 @@ class Settings(BaseSettings):
                 raise ValueError(f"{root} contains ':', which separates folders here; reach it by a link with another name")
         return roots
 
-    @field_validator("data_dir")
+    @field_validator("insecure_registries", mode="before")
+    @classmethod
+    def _split_registries(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("data_dir", "docker_config")
     @classmethod
     def _data_dir_is_absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
@@ -127,6 +152,12 @@ class Settings(BaseSettings):
             raise ValueError("queued_ring_max_seconds must not be below queued_ring_after_seconds")
         if self.max_total_bytes and self.max_file_bytes > self.max_total_bytes:
             raise ValueError("max_file_bytes must not be above max_total_bytes")
+        longest = max(self.capture_time_limit, self.transfer_time_limit)
+        if self.collect_grace_seconds < longest:
+            raise ValueError(
+                f"collect_grace_seconds must not be below capture_time_limit and transfer_time_limit ({longest} s), else a "
+                "collector could take what a running job has just written"
+            )
         url = _checked_url(self.redis_url.get_secret_value())
         if not url.password and not self.allow_insecure_redis and _is_public(url.hostname or ""):
             raise ValueError(

@@ -15,14 +15,16 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import FileIO
 from pathlib import Path
 
-from mothball.errors import Corrupt, InvalidParams, NoSpace
+from mothball.errors import Busy, Corrupt, InvalidParams, NoSpace
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+LOCK_SECONDS = 10.0
+"""Locks are held for a few file operations; a holder that keeps one longer is stopped or on a dead disk."""
 TEMP_GRACE_SECONDS = 60
 """A temp file younger than this is left alone: its writer may not have locked it yet."""
 
@@ -50,6 +52,25 @@ def sync_folder(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def file_lock(path: Path, what: str, *, exclusive: bool = True, wait: float = LOCK_SECONDS) -> Iterator[None]:
+    """An flock on `path` (made when missing), among all processes of this host; raises `Busy` after `wait` seconds."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Busy(what=what, reason="another process holds its lock") from None
+                time.sleep(min(0.02, wait))
+        yield
     finally:
         os.close(fd)
 
@@ -128,7 +149,7 @@ class BlobWriter:
         new = not target.exists()
         if self._store.fsync:
             self.flush()
-        with full_disk_is_no_space(target):
+        with full_disk_is_no_space(target), self._store.in_use():
             self._path.rename(target)
             if self._store.fsync:
                 sync_folder(target.parent)
@@ -145,6 +166,7 @@ class BlobStore:
         self.folder = root / "blobs" / "sha256"
         self.temp = root / "tmp"
         self.fsync = fsync
+        self._lock = root / "lock"
 
     def prepare(self) -> None:
         """Make the folders; idempotent."""
@@ -202,12 +224,28 @@ class BlobStore:
 
     def reuse(self, digest: str, size: int) -> bool:
         """True when the blob is there with `size` bytes; its age is reset first, so that no collector takes it meanwhile."""
+        with self.in_use():
+            return self.touch(digest, size)
+
+    def touch(self, digest: str, size: int) -> bool:
+        """`reuse` for a caller that holds `in_use` already."""
         path = self.path(digest)
         try:
             os.utime(path)
             return path.stat().st_size == size
         except FileNotFoundError:
             return False
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Held by whoever makes a blob count: no collector takes anything away meanwhile. For a few file operations only.
+
+        A collector decides by age and then renames; a blob touched or replaced between the two would be lost without this.
+        """
+        return file_lock(self._lock, "the store", exclusive=False)
+
+    def collecting(self) -> AbstractContextManager[None]:
+        """The other side of `in_use`: held by a collector while it looks at the age of a few blobs and moves them."""
+        return file_lock(self._lock, "the store")
 
     def writer(self) -> BlobWriter:
         return BlobWriter(self)

@@ -3,28 +3,30 @@
 The registry decides who may publish; this module makes that decision hold on disk. A worker that was paused past its
 lease wakes up without knowing it: `take_fence` stores the highest fence that ever began here, and `publish` compares it
 under a lock, so only the newest holder can move a ref.
+
+Two locks, always taken in this order: the index's own, then the store's (`BlobStore.in_use`).
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import msgspec
 
-from mothball.errors import Busy, Corrupt, LeaseLost, NotFound
+from mothball.errors import Corrupt, LeaseLost, NotFound, TransientFailure
 from mothball.names import slug
-from mothball.store.blobs import replace_file
-from mothball.store.manifest import MEDIA_INDEX, MEDIA_MANIFEST, PREFIX, Descriptor, canonical
+from mothball.store.blobs import BlobStore, file_lock, replace_file
+from mothball.store.manifest import MEDIA_INDEX, MEDIA_MANIFEST, PREFIX, Descriptor, canonical, load_manifest
 
 REF_NAME = "org.opencontainers.image.ref.name"
 LATEST = "latest"
-LOCK_SECONDS = 10.0
-"""The lock is held for a few file operations; a holder that keeps it longer is stopped or on a dead disk."""
+SNAPSHOT = re.compile(r"snap-([1-9][0-9]{0,14})\Z")
+"""The name of a numbered snapshot."""
+LAST_SNAPSHOT = PREFIX + "snapshots"
+"""Annotation of the index: the highest snapshot number that was ever given here, so that none is given twice."""
 
 
 class Ref(msgspec.Struct, frozen=True):
@@ -46,8 +48,11 @@ class Ref(msgspec.Struct, frozen=True):
 
 class _Index(msgspec.Struct, frozen=True):
     manifests: list[Descriptor]
+    annotations: dict[str, str] = {}
 
 
+Refs = list[Ref]  # `RefIndex.list` hides the builtin inside the class body
+Change = Callable[[Refs], Sequence[Ref]]
 _decode_index = msgspec.json.Decoder(_Index).decode
 
 
@@ -57,6 +62,7 @@ class RefIndex:
     def __init__(self, root: Path, workspace: str, *, fsync: bool = True) -> None:
         self.workspace = workspace
         self.folder = root / "workspaces" / slug(workspace)
+        self._blobs = BlobStore(root, fsync=fsync)
         self._temp = root / "tmp"
         self._fsync = fsync
 
@@ -77,17 +83,24 @@ class RefIndex:
 
     def list(self) -> list[Ref]:
         """All refs, by name; empty when nothing was captured. Raises `Corrupt` for an index that cannot be read."""
+        found = (Ref(d.annotations.get(REF_NAME, ""), d.digest, d.size, d.annotations) for d in self._read().manifests)
+        return sorted(found, key=lambda ref: ref.name)
+
+    @property
+    def last_snapshot(self) -> int:
+        """The highest snapshot number that was ever given here; 0 before the first."""
+        index = self._read()
+        numbers = [int(match[1]) for d in index.manifests if (match := SNAPSHOT.match(d.annotations.get(REF_NAME, "")))]
+        noted = index.annotations.get(LAST_SNAPSHOT, "0")
+        return max([int(noted) if noted.isdecimal() else 0, *numbers])
+
+    def _read(self) -> _Index:
         try:
-            data = (self.folder / "index.json").read_bytes()
+            return _decode_index((self.folder / "index.json").read_bytes())
         except FileNotFoundError:
-            return []
-        try:
-            found = _decode_index(data).manifests
+            return _Index([])
         except msgspec.DecodeError as error:
             raise Corrupt(what=f"index of workspace {self.workspace!r}", reason=str(error)) from error
-        return sorted(
-            (Ref(d.annotations.get(REF_NAME, ""), d.digest, d.size, d.annotations) for d in found), key=lambda ref: ref.name
-        )
 
     def find(self, name: str = LATEST) -> Ref | None:
         return next((ref for ref in self.list() if ref.name == name), None)
@@ -103,23 +116,9 @@ class RefIndex:
             f"workspace {self.workspace!r} has no capture {name!r} on this host; it has: {known}", what="capture", id=name
         )
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Exclusive among all processes of this host; raises `Busy` after `LOCK_SECONDS`."""
-        fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            deadline = time.monotonic() + LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise Busy(what=f"the index of {self.workspace!r}", reason="another process holds its lock") from None
-                    time.sleep(0.05)
-            yield
-        finally:
-            os.close(fd)
+    def locked(self) -> AbstractContextManager[None]:
+        """Exclusive among all processes of this host; raises `Busy` when another keeps it for ten seconds."""
+        return file_lock(self.folder / "lock", f"the index of {self.workspace!r}")
 
     def take_fence(self, fence: int, job: str) -> None:
         """Announce that `job` works here with `fence`; raises `LeaseLost` when a newer one already does."""
@@ -129,14 +128,40 @@ class RefIndex:
             replace_file(self.folder / "fence", b"%d\n" % fence, self._temp, sync=self._fsync)
 
     def publish(self, name: str, digest: str, size: int, annotations: dict[str, str], *, fence: int, job: str) -> None:
-        """Point `name` at a manifest; every other ref stays. Raises `LeaseLost` unless `fence` is the newest."""
-        with self.locked():
-            if self._fence() != fence:
+        """Point `name` at a manifest; every other ref stays. Errors as `replace`."""
+        new = Ref(name, digest, size, annotations)
+        self.replace(lambda refs: [*(ref for ref in refs if ref.name != name), new], fence=fence, job=job)
+
+    def replace(self, change: Change, *, fence: int | None = None, job: str = "") -> Refs:
+        """Put what `change` makes of the refs in their place, in one step, and return it.
+
+        With `fence` only its newest holder may (`LeaseLost`); without, `change` must decide from the refs it is given alone.
+        Every manifest that gets a ref here is looked at and touched with all it names: `TransientFailure` when a collector
+        took any of it, for a writer may have slept longer than the collector waits. `change` may raise to leave all as it is.
+        """
+        with self.locked(), self._blobs.in_use():
+            if fence is not None and self._fence() != fence:
                 raise LeaseLost(job=job)
-            kept = [_descriptor(ref) for ref in self.list() if ref.name != name]
-            new = Descriptor(MEDIA_MANIFEST, digest, size, {**annotations, REF_NAME: name})
-            document = {"schemaVersion": 2, "mediaType": MEDIA_INDEX, "manifests": msgspec.to_builtins([*kept, new])}
+            index, before = self._read(), self.list()
+            after = sorted(change(before), key=lambda ref: ref.name)
+            for digest in {ref.digest for ref in after} - {ref.digest for ref in before}:
+                self._hold(digest)
+            last = max([self.last_snapshot, *(int(match[1]) for ref in after if (match := SNAPSHOT.match(ref.name)))])
+            document = {
+                "schemaVersion": 2,
+                "mediaType": MEDIA_INDEX,
+                "manifests": msgspec.to_builtins([_descriptor(ref) for ref in after]),
+                "annotations": {**index.annotations, LAST_SNAPSHOT: str(last)},
+            }
             replace_file(self.folder / "index.json", canonical(document), self._temp, sync=self._fsync)
+            return after
+
+    def _hold(self, digest: str) -> None:
+        """Touch a manifest and all it names, or raise `TransientFailure`: what is gone has to be written again."""
+        manifest = load_manifest(self._blobs, digest)
+        for blob in (Descriptor(MEDIA_MANIFEST, digest, self._blobs.size(digest)), manifest.config, *manifest.layers):
+            if not self._blobs.touch(blob.digest, blob.size):
+                raise TransientFailure(reason=f"blob {blob.digest} left the store before a ref named it; it must be written again")
 
     def _fence(self) -> int:
         try:
@@ -148,4 +173,4 @@ class RefIndex:
 
 
 def _descriptor(ref: Ref) -> Descriptor:
-    return Descriptor(MEDIA_MANIFEST, ref.digest, ref.size, ref.annotations)
+    return Descriptor(MEDIA_MANIFEST, ref.digest, ref.size, {**ref.annotations, REF_NAME: ref.name})

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mothball.errors import Cancelled, Corrupt, NotFound
 from mothball.store import Store
-from mothball.store.manifest import Manifest, canonical, load_manifest
+from mothball.store.manifest import MEDIA_INDEX, MEDIA_MANIFEST, Manifest, canonical, load_manifest
 from mothball.store.tarstream import TarStream
 from mothball.store.tree import Tree
 from mothball.store.verify import Problem, VerifyReport, verify
@@ -143,10 +143,12 @@ def publish_changed(store: Store, change: Callable[[Manifest, dict[str, Any]], N
     document = json.loads(store.blobs.read(digest))
     change(load_manifest(store.blobs, digest), document)
     changed, _ = store.blobs.put(canonical(document))
-    refs = store.refs("one")
-    refs.prepare()
-    refs.take_fence(1, "job")
-    refs.publish("latest", changed, len(canonical(document)), {}, fence=1, job="job")
+    # Written by hand: `publish` looks at what it publishes.
+    store.refs("one").prepare()
+    annotations = {"org.opencontainers.image.ref.name": "latest"}
+    manifest = {"mediaType": MEDIA_MANIFEST, "digest": changed, "size": len(canonical(document)), "annotations": annotations}
+    index = {"schemaVersion": 2, "mediaType": MEDIA_INDEX, "manifests": [manifest]}
+    (store.refs("one").folder / "index.json").write_bytes(canonical(index))
     return changed
 
 
