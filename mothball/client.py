@@ -241,13 +241,17 @@ class Fleet:
         submitted = self.submit("workspace.capture", args, workspace=workspace, lane="capture")
         return CaptureJob(self, submitted.job.id, _capture_result, joined=submitted.joined)
 
-    def submit(self, task: str, args: dict[str, Any], *, workspace: str | None, lane: str | None = None) -> SubmitResult:
+    def submit(
+        self, task: str, args: dict[str, Any], *, workspace: str | None, lane: str | None = None, host: str | None = None
+    ) -> SubmitResult:
         """Write the job's record, then ring the worker's doorbell unless it was rung a moment ago.
 
+        With `host` and no `workspace` it is a job of that host. Requests of one `lane` join while one is queued, and their
+        booleans are OR-ed: a dry run needs a lane of its own (or none), or it would turn the real one into a dry run.
         Once this returns the job is safe: when the doorbell cannot be rung, ``maintenance.ring`` rings it later. Raises
         `Unavailable` when the record could not be written, `InvalidParams`, `NotFound`, `Gone` or `HostOffline`.
         """
-        submitted = self.registry.jobs.submit(task, args, workspace=workspace, lane=lane)
+        submitted = self.registry.jobs.submit(task, args, workspace=workspace, lane=lane, host=host)
         if submitted.ring:
             self._ring(submitted.job)
         return submitted

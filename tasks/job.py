@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from mothball.doorbell import HEADER, VERSION
 from mothball.errors import Cancelled, InvalidParams, LeaseLost, MothballError, TimedOut, Unavailable, from_code
+from mothball.names import QUEUE_CONTROL, host_queue
 from mothball.registry import Adopt, Claim, Doorbell, Job, Registry
 from tasks import services
 from tasks.context import JobContext, LeaseKeeper, patiently
@@ -146,9 +147,11 @@ class _Delivery:
         not wait for the lease of a workspace they may not even name, so such a record has neither."""
         try:
             parsed = self.spec.parse(args, kwargs)
+            host = self.spec.host_of(parsed)
         except InvalidParams as error:
             return Adopt(task=self.spec.name, args={}, workspace=None), error
-        return Adopt(task=self.spec.name, args=dict(kwargs), workspace=self.spec.workspace_of(parsed)), None
+        queue = host_queue(host) if host is not None else QUEUE_CONTROL
+        return Adopt(task=self.spec.name, args=dict(kwargs), workspace=self.spec.workspace_of(parsed), queue=queue), None
 
     def _not_run(self, claim: Claim) -> dict[str, Any]:
         job = claim.job

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from mothball.errors import ConfigError, InvalidParams, MothballError
+from mothball.names import check_host
 from mothball.registry import encode
 from mothball.settings import Settings
 
@@ -65,10 +66,25 @@ class JobSpec:
         except ValidationError as error:
             raise InvalidParams(f"{self.name}: {condense(error)}") from None
 
+    @property
+    def of_host(self) -> bool:
+        """True for a job of a host: it holds no workspace's lease, even when its arguments name one."""
+        return self.queue == "host" and _names_host(self.args)
+
     def workspace_of(self, parsed: BaseModel) -> str | None:
-        """The workspace the arguments name, None for a task without one."""
-        value = getattr(parsed, "workspace", None)
+        """The workspace whose lease the job holds, None for a task without one and for a job of a host."""
+        value = None if self.of_host else getattr(parsed, "workspace", None)
         return value if isinstance(value, str) else None
+
+    def host_of(self, parsed: BaseModel) -> str | None:
+        """The host that a job of a host runs on, else None; raises `InvalidParams` for what is no host's name."""
+        return check_host(getattr(parsed, "host", None)) if self.of_host else None
+
+
+def _names_host(model: type[BaseModel]) -> bool:
+    """True when the arguments must say which host. An optional `host` beside a `workspace` is a hint, not the job's place."""
+    field = model.model_fields.get("host")
+    return field is not None and field.is_required()
 
 
 def condense(error: ValidationError) -> str:
@@ -132,11 +148,11 @@ def build_spec(function: Callable[..., Any], options: Mapping[str, Any], taken: 
         raise TypeError(f"task {name}: {model.__name__} must forbid extra fields, else a misspelt argument is silently ignored")
     if given["queue"] not in {"host", "control"}:
         raise TypeError(f"task {name}: queue must be 'host' or 'control', not {given['queue']!r}")
-    has_workspace = "workspace" in model.model_fields
-    if given["queue"] == "host" and not has_workspace:
-        raise TypeError(f"task {name}: queue 'host' needs an argument `workspace`: it says which host")
-    if given["lane"] is not None and not has_workspace:
-        raise TypeError(f"task {name}: lane {given['lane']!r} needs an argument `workspace`: requests join per workspace")
+    placed = "workspace" in model.model_fields or (given["queue"] == "host" and _names_host(model))
+    if given["queue"] == "host" and not placed:
+        raise TypeError(f"task {name}: queue 'host' needs an argument `workspace`, or a required `host`: it says which host")
+    if given["lane"] is not None and not placed:
+        raise TypeError(f"task {name}: lane {given['lane']!r} needs `workspace` or, on queue 'host', `host`: requests join per one")
     if given["lane"] is not None and not isinstance(given["lane"], str):
         raise TypeError(f"task {name}: lane must be a name, not {given['lane']!r}")
     if not isinstance(given["ignore_result"], bool):

@@ -45,6 +45,8 @@ class Jobs(Runs):
     ) -> SubmitResult:
         """Record a job, or join the queued one of the same `lane` and workspace (Q-30, Q-31). The caller rings when `ring` says so.
 
+        Without `workspace` but with `host` it is a job of that host: it holds no workspace's lease and joins per host.
+
         Joining unites lists (sorted), ORs booleans and takes the larger integer; any value wins over null, otherwise the later.
         Requests whose `options` differ do not join; empty ones join any.
         The queue is that of the workspace's host, of `host`, or `control`, unless `queue` is given. A `job_id` that exists

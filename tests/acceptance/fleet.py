@@ -152,8 +152,9 @@ class FleetRun:
         return name
 
     def submit(self, task: str, *, ring: bool = True, **args: Any) -> str:
-        """Submit a job as a producer does; with ``ring=False`` its message is lost on the way."""
-        submitted = self.registry.jobs.submit(task, args, workspace=args.get("workspace"))
+        """Submit a job as a producer does, of the host when `args` name one; with ``ring=False`` its message is lost on the way."""
+        host = args.get("host")
+        submitted = self.registry.jobs.submit(task, args, workspace=None if host else args.get("workspace"), host=host)
         job = submitted.job
         if ring:
             self.ringer.ring(Doorbell(job=job.id, task=job.task, queue=job.queue))

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 import tasks
 from mothball.errors import from_code
 from tasks.context import JobContext
+from tasks.hosts import HostArgs
 from tasks.job import Outcome, job_task
 
 
@@ -64,6 +65,21 @@ def faulty(ctx: JobContext, args: FaultyArgs) -> Outcome:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # deaf to the soft limit, like a long C call
         time.sleep(60)
     raise from_code(args.how, f"it went wrong: {args.how}")
+
+
+class PlaceArgs(HostArgs):
+    """`effects` gets a line per run."""
+
+    effects: str
+
+
+@job_task(name="probe.place", args=PlaceArgs, queue="host", lane="place", time_limit=20, soft_time_limit=10)
+def place(ctx: JobContext, args: PlaceArgs) -> Outcome:
+    """Say on which host this runs."""
+    ctx.checkpoint("work")
+    with Path(args.effects).open("a") as effects:
+        effects.write(f"{ctx.host}\n")
+    return Outcome(result={"host": ctx.host})
 
 
 tasks.MODULES = (*tasks.MODULES, __name__)

@@ -84,6 +84,23 @@ def test_a_plain_send_task_through_dispatch_is_adopted_and_forwarded_to_the_host
     assert (job.worker or "").startswith("w2@")
 
 
+def test_a_job_of_a_host_runs_there_whoever_hears_of_it(fleet: FleetRun) -> None:
+    """Submitted, or sent by a plain producer through dispatch: the worker of that host does it, under no workspace's lease."""
+    other, effects = fleet.settings.host + "-other", fleet.folder / "places"
+    fleet.worker("w1")
+    result = fleet.producer().send_task("probe.place", kwargs={"host": other, "effects": str(effects)}, queue="dispatch")
+    fleet.until(lambda: fleet.job(result.id).error_code == "host_offline", "a host that nobody announced is refused")
+    fleet.worker("w2", host=other)
+    result = fleet.producer().send_task("probe.place", kwargs={"host": other, "effects": str(effects)}, queue="dispatch")
+    assert result.get(timeout=20) == {"host": other}
+    job = fleet.job(result.id)
+    assert (job.state, job.origin, job.workspace, job.host, job.queue) == ("succeeded", "adopted", None, other, f"host.{other}")
+    job = fleet.finished(fleet.submit("probe.place", host=fleet.settings.host, effects=str(effects)))
+    assert (job.state, job.outcome) == ("succeeded", {"host": fleet.settings.host}), job
+    assert effects.read_text().split() == [other, fleet.settings.host]
+    assert fleet.leases() == []
+
+
 def test_an_adopted_message_for_an_unknown_workspace_fails_with_its_code(fleet: FleetRun) -> None:
     """The plain producer gets the code's exception by name, the record has the code."""
     fleet.worker()

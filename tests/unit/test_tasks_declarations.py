@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+import tasks.maintenance  # noqa: F401  # declares the sweep whose name is taken below
 from mothball.errors import ConfigError, InvalidParams
 from mothball.settings import Settings
 from tasks.capture import CaptureArgs, CaptureOptions, merged_options, soft_limit
+from tasks.hosts import HostArgs
 from tasks.job import SPECS, job_task
 from tasks.spec import JobSpec, build_spec
 from tasks.sweep import SWEEPS, sweep_task
@@ -34,6 +36,34 @@ class Nowhere(BaseModel):
     """Arguments without a workspace."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class OfHost(HostArgs):
+    """Arguments of a job of a host, which names a workspace too."""
+
+    workspace: str | None = None
+
+
+class MaybeHost(BaseModel):
+    """A host that need not be said places nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str | None = None
+
+
+class Loose(BaseModel):
+    """A host that the model does not check."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str
+
+
+class Hinted(Args):
+    """A job of a workspace with a hint."""
+
+    host: str | None = None
 
 
 GOOD: dict[str, Any] = {"name": "unit.probe", "args": Args, "queue": "host", "time_limit": 20, "soft_time_limit": 10}
@@ -78,7 +108,9 @@ def test_a_good_declaration_is_accepted() -> None:
         ({"args": Lax}, "forbid extra fields"),
         ({"queue": "hosts"}, "queue must be"),
         ({"args": Nowhere}, "says which host"),
-        ({"args": Nowhere, "queue": "control", "lane": "x"}, "join per workspace"),
+        ({"args": Nowhere, "queue": "control", "lane": "x"}, "requests join per one"),
+        ({"args": MaybeHost}, "says which host"),
+        ({"args": HostArgs, "queue": "control", "lane": "x"}, "requests join per one"),
         ({"lane": 3}, "lane must be a name"),
         ({"ignore_result": 1}, "must be True or False"),
     ],
@@ -87,6 +119,27 @@ def test_unknown_missing_or_contradictory_options_fail_at_import(changes: dict[s
     """Each would be silent in Celery and show only in production."""
     with pytest.raises(TypeError, match=said):
         spec(**changes)
+
+
+def test_a_required_host_makes_a_job_of_the_host_and_an_optional_one_does_not() -> None:
+    """Only one of them may decide where a job runs and whose lease it holds."""
+    of_host, of_workspace = spec(args=OfHost, lane="probe"), spec(args=Hinted)
+    parsed = of_host.parse((), {"host": "h1", "workspace": "o/r#1"})
+    assert (of_host.host_of(parsed), of_host.workspace_of(parsed)) == ("h1", None)
+    parsed = of_workspace.parse((), {"host": "h1", "workspace": "o/r#1"})
+    assert (of_workspace.host_of(parsed), of_workspace.workspace_of(parsed)) == (None, "o/r#1")
+    control = spec(args=OfHost, queue="control")
+    assert control.host_of(control.parse((), {"host": "h1"})) is None, "any worker may run it"
+
+
+@pytest.mark.parametrize("wrong", ["", "a b", "-h", "h/../x", 7, None, "x" * 101])
+def test_a_host_that_names_no_host_is_refused(wrong: object) -> None:
+    """The name becomes a queue's name."""
+    with pytest.raises(InvalidParams, match="host"):
+        spec(args=OfHost).parse((), {"host": wrong})
+    loose = spec(args=Loose)
+    with pytest.raises(InvalidParams, match="host name"):
+        loose.host_of(Loose.model_construct(host=wrong))  # type: ignore[arg-type]  # what a lax model would let through
 
 
 def test_the_decorator_raises_and_registers_nothing() -> None:

@@ -4,7 +4,7 @@
 --
 -- ARGV  1 job   2 host of the worker   3 worker   4 lease ms   5 most runs that may end without an outcome
 --       6 task of the message ('' any)   7 '1' adopt a message that has no record   8 its task   9 its arguments, JSON
---       10 its workspace ('' none)   11 its queue (used without workspace)
+--       10 its workspace ('' none)   11 its queue (used without workspace; host.<host> for a job of a host)
 -- Returns {status, fence, HGETALL of the job, doorbell of the next waiter or {}}; status is one of
 --   run        the caller holds the lease under `fence`, or holds it already: the same worker asks when an answer was lost
 --   done | cancelled | dead   finished        elsewhere   running under a live lease
@@ -28,9 +28,16 @@ if redis.call('EXISTS', record) == 0 then
     if owner ~= '' then
       queue = 'host.' .. owner
     end
+  else
+    owner = host_of(queue) or ''
   end
   create_job(id, ws, 'task', arg(8), 'args', arg(9), 'host', owner, 'queue', queue, 'lane', '', 'lane_key', '', 'origin', 'adopted')
   event('job.submitted', 'job', id, 'task', arg(8), 'workspace', ws, 'queue', queue, 'origin', 'adopted')
+  -- A queue that no worker ever consumed would keep the message for ever: submit refuses such a host too.
+  if ws == '' and owner ~= '' and owner ~= host and redis.call('EXISTS', key('host', owner)) == 0 then
+    finalise_failed(id, 'host_offline', 'no worker has announced host ' .. owner)
+    return answer('done')
+  end
 end
 
 local v = redis.call('HMGET', record, 'state', 'workspace', 'queue', 'due_at', 'deliveries', 'attempts', 'cancel_requested',

@@ -1,6 +1,6 @@
 -- include: common
 -- include: job
--- Record a job, or join the one that is queued in the same lane (Q-30, Q-31).
+-- Record a job, or join the one that is queued in the same lane (Q-30, Q-31): per workspace, without one per queue.
 --
 -- ARGV  1 job   2 task   3 arguments, JSON   4 the same in parts, JSON ('' without lane, see below)
 --       5 workspace ('' none)   6 lane ('' none)   7 host ('' the workspace's)   8 queue ('' the host's, or control)
@@ -179,7 +179,8 @@ end
 
 local lane_key = ''
 if lane ~= '' then
-  lane_key = lane .. ':' .. (ws ~= '' and ws or queue)
+  -- No workspace id begins with ~, so a workspace that is called like a queue never shares its lane.
+  lane_key = lane .. ':' .. (ws ~= '' and ws or '~' .. queue)
   local there = redis.call('GET', key('lane', lane_key))
   local v = there and redis.call('HMGET', key('job', there), 'state', 'task', 'parts', 'due_at', 'registration') or {}
   if v[1] == 'queued' and v[2] == task and v[3] and (v[5] or '') == registration(ws) then
