@@ -15,9 +15,9 @@ from hashlib import sha256
 from typing import Any
 
 from mothball.capture.reading import PAUSES, Content, Reader, TooBig, Unread, extents, fill_sparse, unread
-from mothball.capture.tarhead import BLOCK, END_OF_ARCHIVE, header, padded
 from mothball.capture.types import Checkpoint, Entry, Omission
 from mothball.store.layer import LayerWriter
+from mothball.store.tarhead import BLOCK, END_OF_ARCHIVE, header, padded
 from mothball.store.toc import MAX_EXTENTS, Row
 
 ROOT = b"workspace"

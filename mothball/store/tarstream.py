@@ -1,6 +1,6 @@
 """The tar inside a layer as a stream of members, strict and bounded: for checking it, never for unpacking.
 
-It knows what `capture.tarhead` writes (ustar members, PAX headers in front of those that need one) and refuses everything
+It knows what `tarhead` writes for a layer (ustar members, PAX headers in front of those that need one) and refuses everything
 else: other types, other PAX keys, wrong checksums, numbers that are none. It is written apart from the writer on purpose.
 """
 

@@ -56,7 +56,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return self.path.rpartition("/")[2]
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
+    """One entry of the merged tree as its layer has it; `mtime_ns` is the row's or that of a row ``m`` above it."""
+
     row: TocRow
     layer: int
     mtime_ns: int
@@ -108,6 +110,19 @@ class Tree:
         self._folder(path)
         for found in self._merged(path):
             yield _entry(found)
+
+    def rows(self) -> Iterator[Found]:
+        """The root folder and everything below it, in the order of `walk`, for whoever copies content frame by frame.
+
+        `Corrupt` for an entry that lies in no folder.
+        """
+        yield self._require(b"")
+        yield from self._merged(b"")
+
+    def first_name(self, found: Found) -> bytes | None:
+        """The first name of a row ``h`` when it is still that file in the merged tree; None when a layer above took it away."""
+        first = self._locate(found.row.link)
+        return found.row.link if first is not None and first.layer == found.layer and first.row.type == "f" else None
 
     def listdir(self, path: str | bytes = "") -> list[Entry]:
         """The entries of one folder, sorted by name (B-87). `NotFound`, or `InvalidParams` when it is no folder."""
@@ -167,7 +182,7 @@ class Tree:
 
     # -- merging -------------------------------------------------------------------------------------------------------
 
-    def _require(self, path: bytes) -> _Found:
+    def _require(self, path: bytes) -> Found:
         found = self._locate(path)
         if found is None and not path:
             raise Corrupt(what=f"capture {self.digest}", reason="it has no root folder", digest=self.digest)
@@ -179,7 +194,7 @@ class Tree:
         if self._require(path).row.type != "d":
             raise InvalidParams(f"is not a directory: {show(path)}")
 
-    def _locate(self, path: bytes) -> _Found | None:
+    def _locate(self, path: bytes) -> Found | None:
         """The topmost row of `path` that no layer above hides, with the mtime of the topmost override."""
         above = _ancestors(path)
         mtime: int | None = None
@@ -187,7 +202,7 @@ class Tree:
             toc = self.layers[number].toc
             row = toc.find(path)
             if row is not None and row.type != "m":
-                return _Found(row, number, row.mtime_ns if mtime is None else mtime)
+                return Found(row, number, row.mtime_ns if mtime is None else mtime)
             if row is not None and mtime is None:
                 mtime = row.mtime_ns
             if number and _hides_below(toc, path, above):
@@ -196,7 +211,7 @@ class Tree:
             raise Corrupt(what=f"capture {self.digest}", reason=f"{show(path)} has an mtime and no entry", digest=self.digest)
         return None
 
-    def _merged(self, folder: bytes) -> Iterator[_Found]:
+    def _merged(self, folder: bytes) -> Iterator[Found]:
         """The rows below `folder` in order: a merge of all layers that remembers which subtree of which layer is hidden."""
         start = sort_key(folder) + b"\0" if folder else b"\0"
         stop = sort_key(folder) + b"\1" if folder else None
@@ -255,7 +270,7 @@ def _close(layers: list[Layer]) -> None:
         layer.file.close()
 
 
-def _entry(found: _Found) -> Entry:
+def _entry(found: Found) -> Entry:
     row = found.row
     return Entry(
         row.path.decode("utf-8", "surrogateescape"),
@@ -336,11 +351,11 @@ def _grouped(tocs: list[Toc], start: bytes, stop: bytes | None) -> Iterator[tupl
         yield group[0][0], group
 
 
-def _top(key: bytes, group: list[_Event], hidden: list[bytes | None]) -> _Found | None:
+def _top(key: bytes, group: list[_Event], hidden: list[bytes | None]) -> Found | None:
     """What is at one path, given its events; notes in `hidden` what it hides below."""
     floor = 0
     mtime: int | None = None
-    found: _Found | None = None
+    found: Found | None = None
     for _, negative, _, row in group:
         number = -negative
         prefix = hidden[number]
@@ -355,7 +370,7 @@ def _top(key: bytes, group: list[_Event], hidden: list[bytes | None]) -> _Found 
             if kind == "m":
                 mtime = row.mtime_ns if mtime is None else mtime
                 continue
-            found = _Found(row, number, row.mtime_ns if mtime is None else mtime)
+            found = Found(row, number, row.mtime_ns if mtime is None else mtime)
         if kind not in "dm":
             # Also when a folder above has taken its place again: what lay below it in older layers stays hidden.
             floor = number

@@ -2,7 +2,8 @@
 
 POSIX ustar; a PAX extended header only where ustar cannot say it (long names, sizes of 8 GiB and more, large ids, times
 before 1970), as POSIX.1-2001 "pax Interchange Format" describes. Names are written as the bytes they are; a PAX name that
-is not UTF-8 is announced with ``hdrcharset=BINARY``. Times are whole seconds: the layer's table of contents has the rest.
+is not UTF-8 is announced with ``hdrcharset=BINARY``. In layers times are whole seconds, their table of contents has the
+rest; an exported tar has no such table, so there a PAX header carries the nanoseconds.
 """
 
 from __future__ import annotations
@@ -70,13 +71,25 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-def header(path: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, link: bytes = b"") -> bytes:
+def _time(seconds: int, nanoseconds: int) -> bytes:
+    """A PAX time: decimal, no exponent, no zeros at the end; before 1970 the whole number is negative, not its two parts."""
+    total = seconds * 10**9 + nanoseconds
+    whole, rest = divmod(abs(total), 10**9)
+    text = b"%d.%09d" % (whole, rest) if rest else b"%d" % whole
+    return (b"-" if total < 0 else b"") + (text.rstrip(b"0") if rest else text)
+
+
+def header(
+    path: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, link: bytes = b"", nanoseconds: int = 0
+) -> bytes:
     """The header of one member, with its PAX header in front when needed.
 
-    `kind` is the ustar type flag: ``0`` file, ``1`` hard link, ``2`` symbolic link, ``5`` folder. `mtime` is seconds.
+    `kind` is the ustar type flag: ``0`` file, ``1`` hard link, ``2`` symbolic link, ``5`` folder. `mtime` is seconds, rounded
+    down, `nanoseconds` what was rounded away (0 to leave it so).
     """
     split = _split(path)
-    if split and len(link) <= _NAME and size <= _OCTAL_11 and 0 <= mtime <= _OCTAL_11 and uid <= _OCTAL_7 and gid <= _OCTAL_7:
+    plain = 0 <= mtime <= _OCTAL_11 and not nanoseconds
+    if split and plain and len(link) <= _NAME and size <= _OCTAL_11 and uid <= _OCTAL_7 and gid <= _OCTAL_7:
         return _block(split[1], split[0], kind, link, mode, uid, gid, size, mtime)
     records: list[bytes] = []
     if not (_is_utf8(path) and _is_utf8(link)):
@@ -87,8 +100,8 @@ def header(path: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, m
         records.append(_record(b"linkpath", link))
     if size > _OCTAL_11:
         records.append(_record(b"size", b"%d" % size))
-    if not 0 <= mtime <= _OCTAL_11:
-        records.append(_record(b"mtime", b"%d" % mtime))
+    if not plain:
+        records.append(_record(b"mtime", _time(mtime, nanoseconds)))
     if uid > _OCTAL_7:
         records.append(_record(b"uid", b"%d" % uid))
     if gid > _OCTAL_7:
