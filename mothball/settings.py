@@ -18,8 +18,9 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mothball.errors import ConfigError
+from mothball.errors import ConfigError, InvalidParams
 from mothball.names import check_host
+from mothball.retention import Policy
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379"
 ENDPOINT_FILE = Path("run") / "endpoint.json"
@@ -137,6 +138,15 @@ class Settings(BaseSettings):
     @classmethod
     def _data_dir_is_absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("retention")
+    @classmethod
+    def _retention_is_a_policy(cls, value: str) -> str:
+        try:
+            Policy.parse(value)
+        except InvalidParams as error:
+            raise ValueError(error.message) from None
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
