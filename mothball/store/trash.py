@@ -1,0 +1,216 @@
+"""The trash: what was forgotten or collected, until nobody can want it back.
+
+``trash/refs/<workspace>/`` has one file per ref that was taken out of an index; ``trash/blobs/<ms>/`` has the blobs that one
+collection moved aside, under the time of that collection (this host's clock, as the age of blobs is). A ref is buried before
+it leaves its index and its blobs are moved only after that, so as long as a buried ref is here its blobs are too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from mothball.errors import Corrupt, NotFound
+from mothball.names import check_workspace_id, slug
+from mothball.store import Ref, Store
+from mothball.store.blobs import check_digest, replace_file, sync_folder
+from mothball.store.manifest import PREFIX, load_manifest
+from mothball.store.refs import SNAPSHOT, Refs
+
+_RUN = re.compile(r"[0-9]{1,15}\Z")
+_KEEP = PREFIX + "keep"
+_NUMBER = PREFIX + "snapshot"
+RELEASED = "released"
+"""File of a layout whose workspace was released: when, and why. The collector writes it on evidence and acts on it later."""
+
+
+class Buried(msgspec.Struct, frozen=True):
+    """A ref that left its index: of which workspace, why, and when (ms of Redis TIME, or of this host's clock without Redis)."""
+
+    workspace: str
+    ref: Ref
+    reason: str
+    at: int
+
+
+class Undeleted(msgspec.Struct, frozen=True):
+    """A ref that is back. `name` differs from `was` when another capture has that name now."""
+
+    was: str
+    name: str
+    digest: str
+
+
+_decode = msgspec.json.Decoder(Buried).decode
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+class Trash:
+    """The trash of one store. Cheap to build; its folders are made when something goes in."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.root = store.root / "trash"
+        self.refs = self.root / "refs"
+        self.blobs = self.root / "blobs"
+
+    # -- refs ----------------------------------------------------------------------------------------------------------
+
+    def bury_ref(self, workspace: str, ref: Ref, reason: str, at_ms: int) -> None:
+        """Keep `ref` here before it leaves the index of `workspace`; idempotent, and on disk when this returns.
+
+        Done first, a crash leaves a ref that is in both places, which harms nothing; done last, it would leave none.
+        """
+        folder = self.refs / slug(check_workspace_id(workspace))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        entry = Buried(workspace, ref, reason, at_ms)
+        replace_file(folder / _file_name(ref), _encode(entry), self.store.blobs.temp, sync=self.store.fsync)
+        if self.store.fsync:
+            for made in (self.refs, self.root, self.store.root):
+                sync_folder(made)
+
+    def buried(self, workspace: str | None = None) -> list[Buried]:
+        """What can be undeleted, of one workspace or of all, oldest first. Files that cannot be read are left out."""
+        found = [entry for path in self.ref_files(workspace) if (entry := _load(path)) is not None]
+        return sorted(found, key=lambda entry: (entry.at, entry.workspace, entry.ref.name))
+
+    def ref_files(self, workspace: str | None = None) -> Iterator[Path]:
+        """The files of buried refs; their mtime is when they came here."""
+        folders = [self.refs / slug(workspace)] if workspace is not None else _listed(self.refs)
+        for folder in folders:
+            yield from _listed(folder)
+
+    # -- blobs ---------------------------------------------------------------------------------------------------------
+
+    def runs(self) -> list[tuple[int, Path]]:
+        """(ms, folder) of each collection that moved something aside, oldest first."""
+        return sorted((int(path.name), path) for path in _listed(self.blobs) if _RUN.match(path.name))
+
+    def find(self, digest: str) -> Path | None:
+        """Where in the trash the blob lies, None when it does not."""
+        name = check_digest(digest)[7:]
+        return next((path / name for _, path in reversed(self.runs()) if (path / name).is_file()), None)
+
+    def put_back(self, digest: str) -> bool:
+        """Make the blob count as just used, bringing it back from the trash if it is there; False when it is in neither place.
+
+        Held against collectors and against writers of the same blob: theirs is newer and must not be replaced by this one.
+        """
+        target = self.store.blobs.path(digest)
+        with self.store.blobs.collecting():
+            with suppress(FileNotFoundError):
+                os.utime(target)
+                return True
+            found = self.find(digest)
+            if found is None:
+                return False
+            os.utime(found)  # before it is back: it must never be seen there with its old age
+            found.rename(target)
+            if self.store.fsync:
+                sync_folder(target.parent)
+        return True
+
+
+def undelete(store: Store, workspace: str, name: str | None = None, *, keep: bool = True) -> list[Undeleted]:
+    """Bring back the buried ref `name` (or digest) of `workspace`, or all of them, with their blobs; idempotent.
+
+    With `keep` a snapshot gets the keep flag, else the retention that took it would take it again. A name that another capture
+    has by now becomes the next ``snap-<n>``. Raises `NotFound` when nothing of that name is in the trash, `Corrupt` when
+    its blobs are not all there any more.
+    """
+    trash = Trash(store)
+    chosen = [entry for entry in trash.buried(workspace) if name is None or name in (entry.ref.name, entry.ref.digest)]
+    if not chosen:
+        raise _nothing(store, trash, workspace, name)
+    if name is not None:
+        chosen = chosen[-1:]
+    for entry in chosen:
+        _bring_blobs(trash, entry)
+    refs = store.refs(workspace)
+    refs.prepare()
+    # Whoever brings captures back wants the layout to stay; the next collection asks the registry again.
+    (refs.folder / RELEASED).unlink(missing_ok=True)
+    names: list[str] = []
+
+    def change(before: Refs) -> Refs:
+        names.clear()
+        after = {ref.name: ref for ref in before}
+        for ref in (entry.ref for entry in chosen):
+            back = _again(ref, after, refs.last_snapshot)
+            names.append(back.name)
+            if back.name not in after:
+                flag = {_KEEP: "1"} if keep and SNAPSHOT.match(back.name) else {}
+                after[back.name] = msgspec.structs.replace(back, annotations={**back.annotations, **flag})
+        return list(after.values())
+
+    refs.replace(change)
+    # The buried files stay until their time is over: to remove one here could race with somebody who forgets the ref again.
+    return [Undeleted(entry.ref.name, given, entry.ref.digest) for entry, given in zip(chosen, names, strict=True)]
+
+
+def _again(ref: Ref, taken: dict[str, Ref], last: int) -> Ref:
+    """`ref` under a name that is free, or what already stands for it among `taken`."""
+    here = taken.get(ref.name)
+    if here is None:
+        return ref
+    if here.digest == ref.digest:
+        return here
+    same = next((each for each in taken.values() if each.digest == ref.digest and SNAPSHOT.match(each.name)), None)
+    if same is not None:
+        return same
+    numbers = [int(match[1]) for each in taken if (match := SNAPSHOT.match(each))]
+    number = max([last, *numbers]) + 1
+    return msgspec.structs.replace(ref, name=f"snap-{number}", annotations={**ref.annotations, _NUMBER: str(number)})
+
+
+def _bring_blobs(trash: Trash, entry: Buried) -> None:
+    blobs = [entry.ref.digest]
+    if trash.put_back(entry.ref.digest):
+        manifest = load_manifest(trash.store.blobs, entry.ref.digest)
+        blobs += [manifest.config.digest, *(layer.digest for layer in manifest.layers)]
+    for digest in blobs:
+        if not trash.put_back(digest):
+            raise Corrupt(
+                what=f"the forgotten capture {entry.ref.name!r} of workspace {entry.workspace!r}",
+                reason=f"blob {digest} is neither in the store nor in the trash",
+            )
+
+
+def _nothing(store: Store, trash: Trash, workspace: str, name: str | None) -> NotFound:
+    known = ", ".join(entry.ref.name for entry in trash.buried(workspace)) or "nothing"
+    here = ", ".join(ref.name for ref in store.refs(workspace).list()) or "none"
+    what = f"no forgotten capture {name!r}" if name is not None else "nothing"
+    return NotFound(
+        f"the trash of this host has {what} of workspace {workspace!r}; it has: {known}. Captures that were not forgotten: {here}",
+        what="forgotten capture",
+        id=name or workspace,
+    )
+
+
+def _file_name(ref: Ref) -> str:
+    return f"{slug(ref.name)}@{check_digest(ref.digest)[7:23]}.json"
+
+
+def _load(path: Path) -> Buried | None:
+    try:
+        return _decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def now_ms() -> int:
+    """This host's clock in ms."""
+    return time.time_ns() // 1_000_000
