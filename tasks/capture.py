@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mothball.capture import CaptureRequest
 from mothball.errors import InvalidParams
 from mothball.names import check_workspace_id
+from mothball.registry.kept import kept_record
 from mothball.settings import Settings
 from tasks.context import JobContext
 from tasks.job import Outcome, job_task
@@ -91,6 +92,7 @@ def capture(ctx: JobContext, args: CaptureArgs) -> Outcome:
             options=merged_options(workspace.policy, args.options),
             host=ctx.host,
             generation_floor=workspace.generation,
+            record=kept_record(workspace),
         ),
         ctx.settings,
         checkpoint=lambda name, progress: ctx.checkpoint(name, **progress),

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,6 +19,7 @@ from mothball.capture.baseline import Baseline, drop_other_indexes, load_index, 
 from mothball.capture.changes import Changes, Comparison
 from mothball.capture.gitstate import git_states
 from mothball.capture.listing import LABEL_BYTES, RESULT_BYTES, fitting, listed, omission_label
+from mothball.capture.notes import ref_notes, refresh
 from mothball.capture.pack import Packer
 from mothball.capture.reading import Reader
 from mothball.capture.root import open_root
@@ -49,9 +49,6 @@ from mothball.store.tree import Tree
 
 MAX_REMOVED, MAX_REMOVED_BYTES = 1_000_000, 32 * 1024**2
 """Names that one layer's table of contents may take away; more are cheaper in a fresh layer, and its limits stay far."""
-_RESUMED = ("parent", "stored_bytes", "added", "modified", "deleted", "squashed", "torn")
-"""Fields of the result that a run which finds its own published work cannot measure again."""
-_CREATED = "org.opencontainers.image.created"
 
 
 class Parent(NamedTuple):
@@ -184,6 +181,8 @@ class _Capture:
 
     def _unchanged(self, latest: Ref, manifest: Manifest, files: int, size: int, omissions: list[Omission]) -> CaptureResult:
         """No layer, no generation, same digest. A run that died after publishing finds its own work here."""
+        if (change := refresh(latest, self.request)) is not None:
+            self.refs.replace(change, fence=self.request.fence, job=self.request.job)
         mine = latest.get("job") == self.request.job
         stats: dict[str, Any] = json.loads(latest.get("stats", "{}")) if mine else {}
         return CaptureResult(
@@ -273,14 +272,14 @@ class _Capture:
         labels = {PREFIX + "omissions": omission_label(omissions), PREFIX + "git": git}
         config = build_config(diff_ids=[*(parent.diff_ids if parent else ()), layer.diff_id], labels=labels)
         config_digest, config_new = blobs.put(config)
-        annotations = {PREFIX + "format": FORMAT, PREFIX + "files": str(files), PREFIX + "bytes": str(size)}
-        annotations |= {f"{PREFIX}omitted.{reason}": str(n) for reason, n in Counter(o.reason for o in omissions).items()}
+        notes = {PREFIX + "format": FORMAT, PREFIX + "files": str(files), PREFIX + "bytes": str(size)}
+        notes |= {f"{PREFIX}omitted.{reason}": str(n) for reason, n in Counter(o.reason for o in omissions).items()}
         if parent:
-            annotations[PREFIX + "parent"] = parent.digest
+            notes[PREFIX + "parent"] = parent.digest
         manifest = build_manifest(
             config=Descriptor(MEDIA_CONFIG, config_digest, len(config)),
             layers=[*(parent.manifest.layers if parent else ()), layer.descriptor],
-            annotations=annotations,
+            annotations=notes,
         )
         digest, manifest_new = blobs.put(manifest)
         new_bytes = (layer.descriptor.size if layer.new else 0) + len(config) * config_new + len(manifest) * manifest_new
@@ -292,23 +291,8 @@ class _Capture:
         request = self.request
         result = msgspec.structs.replace(result, seconds=round(time.monotonic() - self.started, 6))
         if result.changed:
-            stats = {key: getattr(result, key) for key in _RESUMED}
-            notes = {
-                "workspace": request.workspace,
-                "repo": request.repo or "",
-                "host": request.host,
-                "path": printable(request.path),
-                "job": request.job,
-                "fence": str(request.fence),
-                "generation": str(result.generation),
-                "files": str(result.files),
-                "bytes": str(result.bytes),
-                "git": json.dumps(result.git, sort_keys=True),
-                "stats": json.dumps(stats, sort_keys=True),
-            }
-            annotations = {PREFIX + key: value for key, value in notes.items()}
-            annotations[_CREATED] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            self.refs.publish(LATEST, result.digest, manifest_size, annotations, fence=request.fence, job=request.job)
+            notes = ref_notes(request, result)
+            self.refs.publish(LATEST, result.digest, manifest_size, notes, fence=request.fence, job=request.job)
         drop_other_indexes(self.store, self.name, result.digest)
         return result
 

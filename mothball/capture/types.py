@@ -118,6 +118,8 @@ class CaptureRequest(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     generation_floor: int = 0
     """The generation in the registry's record: a store that was lost or restored must not fall behind it."""
+    record: str = ""
+    """What the ref keeps of the registry's record (`mothball.registry.kept`), ASCII; empty: nothing."""
 
 
 class CaptureResult(msgspec.Struct, frozen=True):
