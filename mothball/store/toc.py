@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, BinaryIO, Final
@@ -117,12 +117,16 @@ class Toc:
 
     def rows(self, start: bytes = b"") -> Iterator[TocRow]:
         """The rows in order, beginning with the first whose `sort_key` is at least `start`; one block in memory at a time."""
-        first = max(0, bisect_right(self._firsts, start) - 1)
+        first = self.block_of(start)
         for number in range(first, len(self.blocks)):
             rows = self.block(number)
             if number == first and start:
-                rows = rows[_bisect(rows, start) :]
+                rows = rows[bisect_left(rows, start, key=_row_key) :]
             yield from rows
+
+    def block_of(self, key: bytes) -> int:
+        """The number of the block that has the first row whose key is at least `key`, or of the one before it."""
+        return max(0, bisect_right(self._firsts, key) - 1)
 
     def find(self, path: bytes) -> TocRow | None:
         """The row of `path`, or None; decodes at most one block."""
@@ -131,7 +135,7 @@ class Toc:
         if number < 0:
             return None
         rows = self.block(number)
-        place = _bisect(rows, key)
+        place = bisect_left(rows, key, key=_row_key)
         return rows[place] if place < len(rows) and rows[place].path == path else None
 
     def removes(self, path: bytes) -> bool:
@@ -266,15 +270,8 @@ def _check_index(index: Index, frames_end: int, name: str) -> None:
         raise _corrupt(name, f"its removals: {reason}")
 
 
-def _bisect(rows: list[TocRow], key: bytes) -> int:
-    low, high = 0, len(rows)
-    while low < high:
-        middle = (low + high) // 2
-        if sort_key(rows[middle].path) < key:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _row_key(row: TocRow) -> bytes:
+    return row.path.replace(b"/", b"\0")
 
 
 def _size(fd: int, name: str) -> int:

@@ -1,16 +1,14 @@
 """The tree of a capture: its layers merged by their tables of contents, without decompressing any content.
 
-Bottom to top, a layer first takes away what it removed, then adds its rows; a row that is no folder hides whatever lay
-below that path. Walking keeps one block per layer in memory; finding one path decodes one block per layer.
+Walking keeps one block per layer in memory (see `merge`); finding one path decodes one block per layer.
 """
 
 from __future__ import annotations
 
-import heapq
 import io
 from collections.abc import Iterator
 from types import TracebackType
-from typing import BinaryIO, Final, Literal, NamedTuple
+from typing import BinaryIO, Final, Literal
 
 import msgspec
 
@@ -18,8 +16,11 @@ from mothball.errors import Corrupt, InvalidParams, NotFound, Oversize
 from mothball.store import Store
 from mothball.store.blobs import check_digest
 from mothball.store.manifest import MEDIA_LAYER, Descriptor, Manifest, load_manifest
+from mothball.store.merge import Found, Hidden, merged
 from mothball.store.read import ContentReader, FrameCache, Layer, clean_path, show
-from mothball.store.toc import Toc, TocRow, sort_key
+from mothball.store.toc import Toc, sort_key
+
+__all__ = ["MAX_LAYERS", "READ_LIMIT", "Entry", "Found", "Tree", "entry_of", "open_layer"]
 
 MAX_LAYERS: Final = 128
 """Most layers of one capture that a reader opens; each costs a file descriptor."""
@@ -54,14 +55,6 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     def name(self) -> str:
         """The last component of the path."""
         return self.path.rpartition("/")[2]
-
-
-class Found(NamedTuple):
-    """One entry of the merged tree as its layer has it; `mtime_ns` is the row's or that of a row ``m`` above it."""
-
-    row: TocRow
-    layer: int
-    mtime_ns: int
 
 
 class Tree:
@@ -106,10 +99,14 @@ class Tree:
 
         The folder itself is not among it. Errors as `listdir`; `Corrupt` for an entry that lies in no folder.
         """
+        for found in self.below(prefix):
+            yield entry_of(found)
+
+    def below(self, prefix: str | bytes = "") -> Iterator[Found]:
+        """What `walk` finds, as the layers' own rows. Errors as `walk`, those about `prefix` at once."""
         path = clean_path(prefix)
         self._folder(path)
-        for found in self._merged(path):
-            yield _entry(found)
+        return merged(self.layers, path, self.hidden_at(path))
 
     def rows(self) -> Iterator[Found]:
         """The root folder and everything below it, in the order of `walk`, for whoever copies content frame by frame.
@@ -117,7 +114,7 @@ class Tree:
         `Corrupt` for an entry that lies in no folder.
         """
         yield self._require(b"")
-        yield from self._merged(b"")
+        yield from self.below()
 
     def first_name(self, found: Found) -> bytes | None:
         """The first name of a row ``h`` when it is still that file in the merged tree; None when a layer above took it away."""
@@ -133,11 +130,11 @@ class Tree:
             names |= _children(layer.toc, folder)
         start = folder + b"/" if folder else b""
         found = (self._locate(start + name) for name in sorted(names))
-        return [_entry(item) for item in found if item is not None]
+        return [entry_of(item) for item in found if item is not None]
 
     def find(self, path: str | bytes) -> Entry:
         """The entry at `path` (``""``: the root); one block per layer is decoded. Raises `NotFound`, `InvalidParams`."""
-        return _entry(self._require(clean_path(path)))
+        return entry_of(self._require(clean_path(path)))
 
     stat = find
 
@@ -211,29 +208,9 @@ class Tree:
             raise Corrupt(what=f"capture {self.digest}", reason=f"{show(path)} has an mtime and no entry", digest=self.digest)
         return None
 
-    def _merged(self, folder: bytes) -> Iterator[Found]:
-        """The rows below `folder` in order: a merge of all layers that remembers which subtree of which layer is hidden."""
-        start = sort_key(folder) + b"\0" if folder else b"\0"
-        stop = sort_key(folder) + b"\1" if folder else None
-        hidden = self._hidden_at(folder)
-        stack = [start if folder else b""]
-        for key, group in _grouped([layer.toc for layer in self.layers], start, stop):
-            found = _top(key, group, hidden)
-            if found is None:
-                continue
-            parent = key[: key.rfind(b"\0") + 1]
-            while stack and stack[-1] != parent:
-                stack.pop()
-            if not stack:
-                # An entry below a file or a link: whoever unpacks this would write through it.
-                raise self.layers[found.layer].toc.corrupt(f"{show(found.row.path)} lies in no folder")
-            if found.row.type == "d":
-                stack.append(key + b"\0")
-            yield found
-
-    def _hidden_at(self, folder: bytes) -> list[bytes | None]:
+    def hidden_at(self, folder: bytes) -> Hidden:
         """Per layer, the prefix under which it is hidden by removals and replacements at or above `folder`."""
-        hidden: list[bytes | None] = [None] * len(self.layers)
+        hidden: Hidden = [None] * len(self.layers)
         above = _ancestors(folder)
         for number in range(len(self.layers) - 1, 0, -1):
             toc = self.layers[number].toc
@@ -270,7 +247,8 @@ def _close(layers: list[Layer]) -> None:
         layer.file.close()
 
 
-def _entry(found: Found) -> Entry:
+def entry_of(found: Found) -> Entry:
+    """What readers see of `found`."""
     row = found.row
     return Entry(
         row.path.decode("utf-8", "surrogateescape"),
@@ -312,79 +290,3 @@ def _children(toc: Toc, folder: bytes) -> set[bytes]:
         names.add(name)
         key = base + name + b"\1"
     return names
-
-
-_Event = tuple[bytes, int, int, TocRow | None]
-
-
-def _events(toc: Toc, number: int, start: bytes, stop: bytes | None) -> Iterator[_Event]:
-    """Rows of one layer as (key, -layer, 1, row)."""
-    for row in toc.rows(start):
-        key = sort_key(row.path)
-        if stop is not None and key >= stop:
-            return
-        yield key, -number, 1, row
-
-
-def _removals(toc: Toc, number: int, start: bytes, stop: bytes | None) -> Iterator[_Event]:
-    for path in toc.removed:
-        key = sort_key(path)
-        if key >= start and (stop is None or key < stop):
-            yield key, -number, 0, None
-
-
-def _grouped(tocs: list[Toc], start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, list[_Event]]]:
-    """All events of all layers by path; within one path the top layer first, its removal before its row."""
-    streams: list[Iterator[_Event]] = []
-    for number, toc in enumerate(tocs):
-        streams.append(_events(toc, number, start, stop))
-        if toc.removed and number:
-            streams.append(_removals(toc, number, start, stop))
-    events = streams[0] if len(streams) == 1 else heapq.merge(*streams)
-    group: list[_Event] = []
-    for event in events:
-        if group and event[0] != group[0][0]:
-            yield group[0][0], group
-            group = []
-        group.append(event)
-    if group:
-        yield group[0][0], group
-
-
-def _top(key: bytes, group: list[_Event], hidden: list[bytes | None]) -> Found | None:
-    """What is at one path, given its events; notes in `hidden` what it hides below."""
-    floor = 0
-    mtime: int | None = None
-    found: Found | None = None
-    for _, negative, _, row in group:
-        number = -negative
-        prefix = hidden[number]
-        if number < floor or (prefix is not None and key.startswith(prefix)):
-            continue
-        if row is None:
-            floor = number
-            _hide(hidden, number, key)
-            continue
-        kind = row.type
-        if found is None:
-            if kind == "m":
-                mtime = row.mtime_ns if mtime is None else mtime
-                continue
-            found = Found(row, number, row.mtime_ns if mtime is None else mtime)
-        if kind not in "dm":
-            # Also when a folder above has taken its place again: what lay below it in older layers stays hidden.
-            floor = number
-            if number:
-                _hide(hidden, number, key)
-    if found is None and mtime is not None:
-        raise Corrupt(what="a capture", reason=f"{show(key.replace(bytes(1), b'/'))} has an mtime and no entry")
-    return found
-
-
-def _hide(hidden: list[bytes | None], below: int, key: bytes) -> None:
-    """Hide the subtree of `key` in every layer under `below`; a prefix that is hidden already and wider stays."""
-    prefix = key + b"\0"
-    for number in range(below):
-        wide = hidden[number]
-        if wide is None or not prefix.startswith(wide):
-            hidden[number] = prefix

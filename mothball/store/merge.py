@@ -1,0 +1,227 @@
+"""Merging the rows of a capture's layers, in the order of their paths.
+
+Bottom to top, a layer first takes away what it removed, then adds its rows; a row that is no folder hides whatever lay
+below that path. The lowest layer has nearly all rows and the layers above few, so its rows pass in runs between two paths
+that a layer above names; only at such a path all layers are looked at. One block per layer is in memory.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from mothball.errors import Corrupt
+from mothball.store.read import Layer, show
+from mothball.store.toc import Toc, TocRow, sort_key
+
+Event = tuple[bytes, int, int, TocRow | None]
+"""(key, -layer, 1, row), or (key, -layer, 0, None) where that layer takes away what lies below it."""
+Hidden = list[bytes | None]
+"""Per layer, the prefix of keys under which it is hidden; None: nothing is."""
+
+
+class Found(NamedTuple):
+    """One entry of the merged tree as its layer has it; `mtime_ns` is the row's or that of a row ``m`` above it."""
+
+    row: TocRow
+    layer: int
+    mtime_ns: int
+
+
+def row_key(row: TocRow) -> bytes:
+    """The key under which rows sort."""
+    return row.path.replace(b"/", b"\0")
+
+
+def merged(layers: Sequence[Layer], folder: bytes, hidden: Hidden) -> Iterator[Found]:
+    """The entries below `folder`, sorted by path components; `hidden` is as the layers' rows at and above `folder` make it.
+
+    `Corrupt` for an entry that lies in no folder: whoever unpacks that would write through something else.
+    """
+    base = sort_key(folder)
+    start, stop = (base + b"\0", base + b"\1") if folder else (b"\0", None)
+    return _in_folders(layers, folder, _visible(layers, start, stop, hidden))
+
+
+def _in_folders(layers: Sequence[Layer], folder: bytes, entries: Iterable[Found]) -> Iterator[Found]:
+    top = folder + b"/" if folder else b""
+    stack = [top]
+    for found in entries:
+        row = found[0]
+        path = row.path
+        parent = path[: path.rfind(b"/") + 1]
+        if parent != top:
+            while stack and stack[-1] != parent:
+                stack.pop()
+            if not stack:
+                raise layers[found.layer].toc.corrupt(f"{show(path)} lies in no folder")
+            top = parent
+        if row.type == "d":
+            top = path + b"/"
+            stack.append(top)
+        yield found
+
+
+def _visible(layers: Sequence[Layer], start: bytes, stop: bytes | None, hidden: Hidden) -> Iterator[Found]:
+    """The lowest layer's rows run by run, and what is at each path that a layer above names."""
+    if not layers:
+        return
+    lowest = _Rows(layers[0].toc, start, stop)
+    for key, group in grouped([layer_events(layer.toc, layer.number, [(start, stop)]) for layer in layers[1:]]):
+        yield from _pass(layers, lowest.before(key), hidden)
+        if (row := lowest.at(key)) is not None:
+            group.append((key, 0, 1, row))
+        if (found := top_of(key, group, hidden)) is not None:
+            yield found
+    yield from _pass(layers, lowest.before(None), hidden)
+
+
+def _pass(layers: Sequence[Layer], runs: Iterable[list[TocRow]], hidden: Hidden) -> Iterator[Found]:
+    new = tuple.__new__  # skips the keyword handling of a named tuple
+    for whole in runs:
+        run = whole
+        if (prefix := hidden[0]) is not None:
+            run = _without(run, prefix)
+        for row in run:
+            if row.type == "m":
+                raise _only_an_mtime(row.path)
+            yield new(Found, (row, 0, row.mtime_ns))
+
+
+def _without(run: list[TocRow], prefix: bytes) -> list[TocRow]:
+    """`run` without the rows whose key begins with `prefix`, which ends with a NUL or is empty (then all do)."""
+    if not prefix:
+        return []
+    first = bisect_left(run, prefix, key=row_key)
+    if first == len(run) or not row_key(run[first]).startswith(prefix):
+        return run
+    return run[:first] + run[bisect_left(run, prefix[:-1] + b"\1", lo=first, key=row_key) :]
+
+
+class _Rows:
+    """The rows of one layer from `start` to before `stop`, taken in pieces of rising keys."""
+
+    def __init__(self, toc: Toc, start: bytes, stop: bytes | None) -> None:
+        self._toc = toc
+        self._stop = stop
+        self._block = toc.block_of(start)
+        self._last = len(toc.blocks)
+        self._rows: list[TocRow] = []
+        self._place = 0
+        if self._block < self._last:
+            self._rows = toc.block(self._block)
+            self._place = bisect_left(self._rows, start, key=row_key)
+
+    def before(self, key: bytes | None) -> Iterator[list[TocRow]]:
+        """The rows whose key is less than `key` (None: than `stop`), block by block; they are taken."""
+        if key is None:
+            key = self._stop
+        while self._block < self._last:
+            rows, following = self._rows, self._block + 1
+            if key is None or (following < self._last and self._toc.blocks[following].first <= key):
+                if self._place < len(rows):
+                    yield rows[self._place :] if self._place else rows
+                self._block, self._place = following, 0
+                self._rows = self._toc.block(following) if following < self._last else []
+                continue
+            end = bisect_left(rows, key, lo=self._place, key=row_key)
+            if end > self._place:
+                yield rows[self._place : end]
+            self._place = end
+            return
+
+    def at(self, key: bytes) -> TocRow | None:
+        """The row at exactly `key`, taken; `before` has to have passed what lies before it."""
+        if self._place < len(self._rows) and row_key(self._rows[self._place]) == key:
+            self._place += 1
+            return self._rows[self._place - 1]
+        return None
+
+
+def layer_events(toc: Toc, number: int, ranges: Sequence[tuple[bytes, bytes | None]]) -> Iterator[Event]:
+    """Rows and removals of one layer whose key lies in one of the half-open `ranges`, which are sorted and apart; None: to the end.
+
+    Removals of the lowest layer mean nothing, for there is nothing below.
+    """
+    rows = _range_rows(toc, number, ranges)
+    if not toc.removed or not number:
+        return rows
+    return heapq.merge(rows, _range_removals(toc, number, ranges))
+
+
+def _range_rows(toc: Toc, number: int, ranges: Sequence[tuple[bytes, bytes | None]]) -> Iterator[Event]:
+    for start, stop in ranges:
+        for row in toc.rows(start):
+            key = row_key(row)
+            if stop is not None and key >= stop:
+                break
+            yield key, -number, 1, row
+
+
+def _range_removals(toc: Toc, number: int, ranges: Sequence[tuple[bytes, bytes | None]]) -> Iterator[Event]:
+    for start, stop in ranges:
+        place = bisect_left(toc.removed, start, key=sort_key)
+        for path in toc.removed[place:]:
+            key = sort_key(path)
+            if stop is not None and key >= stop:
+                break
+            yield key, -number, 0, None
+
+
+def grouped(streams: Sequence[Iterator[Event]]) -> Iterator[tuple[bytes, list[Event]]]:
+    """All events by path; within one path the top layer first, its removal before its row."""
+    if not streams:
+        return
+    group: list[Event] = []
+    for event in streams[0] if len(streams) == 1 else heapq.merge(*streams):
+        if group and event[0] != group[0][0]:
+            yield group[0][0], group
+            group = []
+        group.append(event)
+    if group:
+        yield group[0][0], group
+
+
+def top_of(key: bytes, group: list[Event], hidden: Hidden) -> Found | None:
+    """What is at one path, given its events; notes in `hidden` what it hides below. `Corrupt` for an mtime without an entry."""
+    floor = 0
+    mtime: int | None = None
+    found: Found | None = None
+    for _, negative, _, row in group:
+        number = -negative
+        prefix = hidden[number]
+        if number < floor or (prefix is not None and key.startswith(prefix)):
+            continue
+        if row is None:
+            floor = number
+            _hide(hidden, number, key)
+            continue
+        kind = row.type
+        if found is None:
+            if kind == "m":
+                mtime = row.mtime_ns if mtime is None else mtime
+                continue
+            found = Found(row, number, row.mtime_ns if mtime is None else mtime)
+        if kind not in "dm":
+            # Also when a folder above has taken its place again: what lay below it in older layers stays hidden.
+            floor = number
+            if number:
+                _hide(hidden, number, key)
+    if found is None and mtime is not None:
+        raise _only_an_mtime(key.replace(b"\0", b"/"))
+    return found
+
+
+def _only_an_mtime(path: bytes) -> Corrupt:
+    return Corrupt(what="a capture", reason=f"{show(path)} has an mtime and no entry")
+
+
+def _hide(hidden: Hidden, below: int, key: bytes) -> None:
+    """Hide the subtree of `key` in every layer under `below`; a prefix that is hidden already and wider stays."""
+    prefix = key + b"\0"
+    for number in range(below):
+        wide = hidden[number]
+        if wide is None or not prefix.startswith(wide):
+            hidden[number] = prefix
