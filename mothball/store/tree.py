@@ -14,7 +14,7 @@ import msgspec
 
 from mothball.errors import Corrupt, InvalidParams, NotFound, Oversize
 from mothball.store import Store
-from mothball.store.blobs import check_digest
+from mothball.store.blobs import BlobStore, check_digest
 from mothball.store.manifest import MEDIA_LAYER, Descriptor, Manifest, load_manifest
 from mothball.store.merge import Found, Hidden, merged
 from mothball.store.read import ContentReader, FrameCache, Layer, clean_path, show
@@ -60,7 +60,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 class Tree:
     """The merged tree of one capture. It holds its layers open: use it in a ``with`` block, from one thread at a time."""
 
-    def __init__(self, layers: list[Layer], digest: str, manifest: Manifest) -> None:
+    def __init__(self, blobs: BlobStore, layers: list[Layer], digest: str, manifest: Manifest) -> None:
+        self.blobs = blobs
         self.layers = layers
         self.digest = digest
         self.manifest = manifest
@@ -79,7 +80,7 @@ class Tree:
         except BaseException:
             _close(layers)
             raise
-        return cls(layers, digest, manifest)
+        return cls(store.blobs, layers, digest, manifest)
 
     def close(self) -> None:
         """Close the layers; files opened from the tree cannot be read afterwards."""
@@ -118,7 +119,7 @@ class Tree:
 
     def first_name(self, found: Found) -> bytes | None:
         """The first name of a row ``h`` when it is still that file in the merged tree; None when a layer above took it away."""
-        first = self._locate(found.row.link)
+        first = self.locate(found.row.link)
         return found.row.link if first is not None and first.layer == found.layer and first.row.type == "f" else None
 
     def listdir(self, path: str | bytes = "") -> list[Entry]:
@@ -129,7 +130,7 @@ class Tree:
         for layer in self.layers:
             names |= _children(layer.toc, folder)
         start = folder + b"/" if folder else b""
-        found = (self._locate(start + name) for name in sorted(names))
+        found = (self.locate(start + name) for name in sorted(names))
         return [entry_of(item) for item in found if item is not None]
 
     def find(self, path: str | bytes) -> Entry:
@@ -140,7 +141,7 @@ class Tree:
 
     def exists(self, path: str | bytes) -> bool:
         """True when there is an entry at `path`, which may be a symbolic link to nowhere (B-89)."""
-        return self._locate(clean_path(path)) is not None
+        return self.locate(clean_path(path)) is not None
 
     # -- content -------------------------------------------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class Tree:
     # -- merging -------------------------------------------------------------------------------------------------------
 
     def _require(self, path: bytes) -> Found:
-        found = self._locate(path)
+        found = self.locate(path)
         if found is None and not path:
             raise Corrupt(what=f"capture {self.digest}", reason="it has no root folder", digest=self.digest)
         if found is None:
@@ -191,7 +192,7 @@ class Tree:
         if self._require(path).row.type != "d":
             raise InvalidParams(f"is not a directory: {show(path)}")
 
-    def _locate(self, path: bytes) -> Found | None:
+    def locate(self, path: bytes) -> Found | None:
         """The topmost row of `path` that no layer above hides, with the mtime of the topmost override."""
         above = _ancestors(path)
         mtime: int | None = None
