@@ -209,12 +209,27 @@ class Unavailable(MothballError):
     exit_code = 69
 
 
+class RegistryUnavailable(MothballError):
+    """registry {registry} cannot be reached: {reason}"""
+
+    code = "registry_unavailable"
+    retryable = True
+    exit_code = 69
+
+
+class RegistryDenied(MothballError):
+    """registry {registry} refuses: {reason}"""
+
+    code = "registry_denied"
+    exit_code = 78
+
+
 BY_CODE: dict[str, type[MothballError]] = {
     cls.code: cls
     for cls in (
         OperationFailed, InvalidParams, ConfigError, NotFound, Gone, AlreadyExists, InvalidTransition, PathNotAllowed,
         SourceMissing, Busy, NotRunning, OverBudget, StaleExpired, Evicted, Oversize, NoSpace, Corrupt, Cancelled,
-        TimedOut, LeaseLost, HostOffline, UnknownTask, Unavailable,
+        TimedOut, LeaseLost, HostOffline, UnknownTask, Unavailable, RegistryUnavailable, RegistryDenied,
     )
 }  # fmt: skip
 
