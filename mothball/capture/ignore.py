@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mothball.capture.wildmatch import SPECIAL, BrokenPattern, compile_glob
 from mothball.errors import InvalidParams
+from mothball.store.wildmatch import SPECIAL, BrokenPattern, compile_glob
 
 MAX_PATTERNS = 20_000
 """Most patterns of one ignore file."""

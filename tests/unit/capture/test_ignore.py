@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mothball.capture.ignore import MAX_GLOBS, MAX_PATTERNS, IgnoreRules
-from mothball.capture.wildmatch import BrokenPattern, compile_glob
 from mothball.errors import InvalidParams
+from mothball.store.wildmatch import BrokenPattern, compile_glob
 from tests.support import require_tool
 
 Files = Mapping[str, bytes]
