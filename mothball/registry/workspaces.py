@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ from mothball.names import check_host
 from mothball.registry import encode, keys
 from mothball.registry.connection import Connection
 from mothball.registry.scripts import Scripts, pairs
+from mothball.retention import Policy
 from mothball.settings import Settings
 
 _DERIVED = re.compile(r"([^#]+/[^#]+)#([0-9]{1,18})\Z")
 _BATCH = 200
-_MODES = ("ephemeral", "persistent")
-_MAX_TEXT = 4096
+MODES = ("ephemeral", "persistent")
+MAX_TEXT = 4096
 _MAX_WHOLE = 10**13  # ms: three centuries; Lua counts exactly far beyond
 
 
@@ -60,6 +61,10 @@ class Workspace(msgspec.Struct, frozen=True, kw_only=True):
     retry_count: int
     runtime: dict[str, Any]
     policy: dict[str, Any]
+    rebuilt_at: int | None = None
+    """When the record was made again from its host's store, because Redis was lost."""
+    unknown: list[str] = []
+    """Fields that a rebuilt record could not get back; they have their empty values."""
 
     def to_dict(self) -> dict[str, Any]:
         """The record in JSON types."""
@@ -120,6 +125,8 @@ def decode(record: dict[str, str]) -> Workspace:
         retry_count=int(get("retry_count", "0")),
         runtime=encode.loads(get("runtime")) or {},
         policy=encode.loads(get("policy")) or {},
+        rebuilt_at=_whole(get("rebuilt_at")),
+        unknown=encode.loads(get("unknown")) or [],
     )
 
 
@@ -161,23 +168,23 @@ class Workspaces:
         """
         id = keys.workspace_id(id)  # noqa: A001
         check_host(host)
-        _check_path(path)
+        check_path(path)
         if repo is None and (derived := _DERIVED.match(id)):
             repo = derived[1]
             number = int(derived[2]) if number is None else number
         if repo is not None:
             keys.repo_name(repo)
-        if mode not in _MODES:
-            raise InvalidParams(f"mode {mode!r}: use one of {', '.join(_MODES)}")
-        _check_whole("number", number, 0)
-        _check_whole("expires_in_ms", expires_in_ms, 1)
+        if mode not in MODES:
+            raise InvalidParams(f"mode {mode!r}: use one of {', '.join(MODES)}")
+        check_whole("number", number, 0)
+        check_whole("expires_in_ms", expires_in_ms, 1)
         texts = {
             "title": title, "agent_id": agent_id, "agent_name": agent_name, "intent": intent, "changeset_id": changeset_id,
             "base_commit": base_commit,
         }  # fmt: skip
         for name, value in texts.items():
-            if value is not None and (not isinstance(value, str) or len(value) > _MAX_TEXT):
-                raise InvalidParams(f"{name} must be a text of at most {_MAX_TEXT} characters")
+            if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT):
+                raise InvalidParams(f"{name} must be a text of at most {MAX_TEXT} characters")
         del texts["agent_name"]
         fields: dict[str, str] = {name: value or "" for name, value in texts.items()}
         fields |= {
@@ -189,7 +196,7 @@ class Workspaces:
             "bytes": "0", "files": "0", "high_water_bytes": "0", "stored_bytes": "0", "snapshots": "0", "crash_reports": "0",
             "digest": "", "last_good_at": "", "last_error": "", "retry_count": "0",
             "runtime": encode.dumps(runtime or {}, "runtime", encode.MAX_DOCUMENT_BYTES),
-            "policy": encode.dumps(policy or {}, "policy", encode.MAX_DOCUMENT_BYTES),
+            "policy": encode.dumps(_checked_policy(policy), "policy", encode.MAX_DOCUMENT_BYTES),
         }  # fmt: skip
         status, flat = self._scripts.run(
             "register", id, host, path, repo or "", agent_name or "", "" if expires_in_ms is None else expires_in_ms,
@@ -268,8 +275,8 @@ class Workspaces:
         return self._pin(id, "0", reason, by)
 
     def _pin(self, id: str, pinned: str, reason: str, by: str) -> Workspace:  # noqa: A002
-        if len(reason) > _MAX_TEXT or len(by) > _MAX_TEXT:
-            raise InvalidParams(f"reason and by have at most {_MAX_TEXT} characters")
+        if len(reason) > MAX_TEXT or len(by) > MAX_TEXT:
+            raise InvalidParams(f"reason and by have at most {MAX_TEXT} characters")
         status, answer = self._scripts.run("pin", keys.workspace_id(id), pinned, reason, by)
         if status != "ok":
             raise missing(status, id, answer)
@@ -280,10 +287,56 @@ class Workspaces:
 
         Idempotent: False for an unknown or released id (B-42). A live lease raises `Busy`.
         """
-        answer = self._scripts.run("release", keys.workspace_id(id), by[:_MAX_TEXT], self._settings.tombstone_seconds * 1000)
+        answer = self._scripts.run("release", keys.workspace_id(id), by[:MAX_TEXT], self._settings.tombstone_seconds * 1000)
         if answer[0] == "busy":
             raise Busy(what=f"workspace {id}", reason=f"job {answer[1]} is working on it", job=answer[1])
         return bool(answer[0] == "released")
+
+    def note_snapshots(
+        self,
+        id: str,  # noqa: A002
+        host: str,
+        count: int,
+        *,
+        made: str = "",
+        digest: str = "",
+        job: str = "",
+        forgotten: Sequence[str] = (),
+        reason: str = "",
+    ) -> bool:
+        """Note that `id` has `count` snapshots on `host`, that `made` is new, and that those of `forgotten` went for `reason`.
+
+        Counters and events come with it; a new snapshot counts once however often it is noted. False, and no effect, when the
+        workspace is not registered on that host any more.
+        """
+        names = [name for name in forgotten if name]
+        answer = self._scripts.run(
+            "note_snapshots", keys.workspace_id(id), check_host(host), count, made, digest, job, reason[:MAX_TEXT], *names
+        )
+        return bool(answer[0] == "ok")
+
+    def retentions(self, host: str, only: str | None = None) -> Iterator[tuple[str, Policy | str]]:
+        """Each workspace of `host` (or `only` that one) with the policy of its snapshots, or why retention leaves it alone.
+
+        A workspace without a record is not among them: nobody knows what it was promised. Raises `NotFound` or `Gone` for `only`.
+        """
+        records = self.list(host=host, limit=_MAX_WHOLE) if only is None else [self.get(only)]
+        for record in records:
+            if record.host != host:
+                yield record.id, f"it lives on host {record.host}"
+            elif record.holds:
+                yield record.id, "somebody holds it"
+            else:
+                yield record.id, self.retention(record)
+
+    def retention(self, record: Workspace) -> Policy | str:
+        """The policy of this workspace's snapshots: its own, else that of the settings; a text says what is wrong with its own."""
+        if "policy" in record.unknown:
+            return "its own policy was lost with the registry"
+        try:
+            return Policy.parse(record.policy.get("retention", self._settings.retention))
+        except InvalidParams as error:
+            return f"its own policy is wrong: {error.message}"
 
     def latest_of_repo(self, repo: str, host: str, exclude: str = "") -> str | None:
         """Id of the workspace of `repo` on `host` that was captured last, other than `exclude`; None when there is none."""
@@ -292,18 +345,27 @@ class Workspaces:
         return next((each for each in newest if each != exclude), None)
 
 
+def _checked_policy(policy: dict[str, Any] | None) -> dict[str, Any]:
+    """The policy overrides of a workspace; a retention nobody could follow is refused now, not by a sweep at night."""
+    if policy is not None and "retention" in policy:
+        Policy.parse(policy["retention"])
+    return policy or {}
+
+
 def missing(code: str, id: str, reason: str) -> NotFound | Gone:  # noqa: A002
     """The error for a workspace that a script did not find."""
     return Gone(id=id, reason=reason) if code == "gone" else NotFound(what="workspace", id=id)
 
 
-def _check_whole(name: str, value: object, least: int) -> None:
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise `InvalidParams` unless `value` is None or a whole number from `least` to three centuries of ms."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MAX_WHOLE):
         raise InvalidParams(f"{name} {value!r} must be a whole number, {least} or more")
 
 
-def _check_path(path: object) -> None:
-    if not isinstance(path, str) or not PurePosixPath(path).is_absolute() or "\0" in path or len(path) > _MAX_TEXT:
-        raise InvalidParams(f"path must be absolute, without NUL and at most {_MAX_TEXT} characters")
+def check_path(path: object) -> None:
+    """Raise `InvalidParams` unless `path` can be a workspace's: absolute, without NUL and ``..``, at most 4096 characters."""
+    if not isinstance(path, str) or not PurePosixPath(path).is_absolute() or "\0" in path or len(path) > MAX_TEXT:
+        raise InvalidParams(f"path must be absolute, without NUL and at most {MAX_TEXT} characters")
     if ".." in PurePosixPath(path).parts:
         raise InvalidParams(f"path {path!r} must not have '..' as a component")

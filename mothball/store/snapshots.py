@@ -13,8 +13,10 @@ from typing import Any
 import msgspec
 
 from mothball.errors import InvalidParams, NotFound
+from mothball.store import Store
 from mothball.store.manifest import PREFIX
 from mothball.store.refs import LATEST, REF_NAME, SNAPSHOT, Ref, RefIndex
+from mothball.store.trash import Trash
 
 MAX_LABEL = 100
 """Characters of a label; it stands in every listing."""
@@ -168,6 +170,55 @@ def mark(
         return [new if ref.name == name else ref for ref in before]
 
     return as_snapshot(find_snapshot(refs.replace(change, fence=fence, job=job), refs.workspace, name))
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """What `forget` did: the snapshots that went, and the names of those that had gone before."""
+
+    gone: list[Snapshot]
+    already: list[str]
+
+
+def forget(
+    store: Store,
+    workspace: str,
+    names: Sequence[str],
+    *,
+    reason: str,
+    at_ms: int,
+    force_keep: bool = False,
+    fence: int | None = None,
+    job: str = "",
+) -> Forgotten:
+    """Take snapshots out of the index, all of `names` or none; they lie in the trash and can be undeleted for a while.
+
+    Their blobs stay until a collection finds that nothing else names them. A name that lies in the trash already is no error:
+    whoever forgets may have died before saying so. Raises `NotFound`, `InvalidParams` (also for a snapshot with the keep flag,
+    unless `force_keep`), `LeaseLost`, `NoSpace`.
+    """
+    if not names:
+        raise InvalidParams("name at least one snapshot to forget")
+    refs, trash = store.refs(workspace), Trash(store)
+    gone: list[Snapshot] = []
+    already: list[str] = []
+
+    def change(before: list[Ref]) -> Sequence[Ref]:
+        buried = {entry.ref.name for entry in trash.buried(workspace)}
+        there = {ref.name for ref in before}
+        already.extend(name for name in dict.fromkeys(names) if name not in there and name in buried)
+        chosen = {name: find_snapshot(before, workspace, name) for name in names if name not in already}
+        kept = sorted(name for name, ref in chosen.items() if ref.annotations.get(_KEEP) == "1")
+        if kept and not force_keep:
+            raise InvalidParams(f"{', '.join(kept)} of {workspace!r} must be kept; `mothball keep --off` lifts that")
+        for ref in chosen.values():
+            trash.bury_ref(workspace, ref, reason, at_ms)
+        gone.extend(snapshots_of(list(chosen.values())))
+        return [ref for ref in before if ref.name not in chosen]
+
+    if not refs.exists:
+        raise NotFound(f"workspace {workspace!r} has no capture on this host", what="capture", id=workspace)
+    refs.replace(change, fence=fence, job=job)
+    return Forgotten(gone, already)
 
 
 def _whole(text: str) -> int:

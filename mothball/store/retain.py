@@ -1,0 +1,141 @@
+"""Retention on disk: what a policy takes out of the indexes of this host's workspaces.
+
+What goes is decided twice: once from a look, and again from the refs as they are under the index lock. In between somebody may
+have set a keep flag or made a newer snapshot, and the first answer would take what the second keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from mothball.errors import MothballError
+from mothball.retention import Decision, Policy, decide
+from mothball.store import Ref, Store
+from mothball.store.snapshots import Snapshot, snapshots, snapshots_of
+from mothball.store.trash import Trash
+
+LISTED = 500
+"""Snapshots and problems that a report lists one by one; its counts are complete."""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """One snapshot that retention takes, and why: one reason per rule that does not hold it."""
+
+    workspace: str
+    name: str
+    at: int
+    reasons: list[str]
+
+
+class Retained(msgspec.Struct, frozen=True):
+    """One workspace after retention: how many snapshots it has now, and which went (or would go, in a dry run)."""
+
+    workspace: str
+    policy: str
+    count: int
+    taken: list[Taken]
+
+
+class RetainReport(msgspec.Struct):
+    """One run over the workspaces of a host."""
+
+    dry_run: bool
+    workspaces: int = 0
+    """Workspaces with a layout here that were looked at."""
+    kept: int = 0
+    removed: int = 0
+    """In a dry run: how many would go."""
+    taken: list[Taken] = []
+    skipped: list[tuple[str, str]] = []
+    """(workspace, why it was left alone)"""
+    failed: list[tuple[str, str]] = []
+    """(workspace, error); the others were done all the same."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in JSON types, its lists cut after 500 items; ``listed`` says whether they are whole."""
+        lists = (self.taken, self.skipped, self.failed)
+        return {
+            "dry_run": self.dry_run,
+            "workspaces": self.workspaces,
+            "kept": self.kept,
+            "removed": self.removed,
+            "taken": [msgspec.structs.asdict(item) for item in self.taken[:LISTED]],
+            "skipped": [{"workspace": workspace, "reason": reason} for workspace, reason in self.skipped[:LISTED]],
+            "failed": [{"workspace": workspace, "error": error} for workspace, error in self.failed[:LISTED]],
+            "complete": all(len(items) <= LISTED for items in lists),
+        }
+
+
+def retain_workspace(store: Store, workspace: str, policy: Policy, *, now_ms: int, dry_run: bool = False) -> Retained:
+    """Take from `workspace` the snapshots that `policy` does not keep at `now_ms` (ms of Redis TIME); they go to the trash.
+
+    Only numbered snapshots are looked at; ``latest`` and every other ref stay. A dry run opens nothing for writing. Raises
+    `Corrupt`, `Busy`, `NoSpace`; then nothing was taken.
+    """
+    refs = store.refs(workspace)
+    found = snapshots(refs)
+    taken = _taken(workspace, found, decide(policy, found, now_ms))
+    if dry_run or not taken:
+        return Retained(workspace, policy.text, len(found) - len(taken), taken)
+    trash = Trash(store)
+
+    def change(before: list[Ref]) -> Sequence[Ref]:
+        now = snapshots_of(before)
+        going = {item.name: item for item in _taken(workspace, now, decide(policy, now, now_ms))}
+        for ref in before:
+            if ref.name in going:
+                trash.bury_ref(workspace, ref, f"retention {policy.text}", now_ms)
+        taken[:] = going.values()
+        return [ref for ref in before if ref.name not in going]
+
+    after = snapshots_of(refs.replace(change))
+    return Retained(workspace, policy.text, len(after), taken)
+
+
+def retain(
+    store: Store,
+    wanted: Iterable[tuple[str, Policy | str]],
+    *,
+    now_ms: int,
+    dry_run: bool = False,
+    each: Callable[[str], None] = lambda _workspace: None,
+    done: Callable[[Retained], None] = lambda _retained: None,
+) -> RetainReport:
+    """Apply to each workspace of `wanted` its policy, or leave it alone for the reason that stands in its place.
+
+    `each` is called before a workspace and may raise to stop; `done` after one that was looked at. One workspace that fails
+    (its index is damaged or locked) never ends the run.
+    """
+    report = RetainReport(dry_run)
+    for workspace, policy in wanted:
+        if not store.refs(workspace).exists:
+            continue
+        each(workspace)
+        if isinstance(policy, str):
+            report.skipped.append((workspace, policy))
+            continue
+        try:
+            retained = retain_workspace(store, workspace, policy, now_ms=now_ms, dry_run=dry_run)
+        except MothballError as error:
+            report.failed.append((workspace, f"{error.code}: {error.message}"))
+            continue
+        except (OSError, ValueError) as error:
+            report.failed.append((workspace, f"{type(error).__name__}: {error}"))
+            continue
+        report.workspaces += 1
+        report.kept += retained.count
+        report.removed += len(retained.taken)
+        report.taken += retained.taken
+        done(retained)
+    return report
+
+
+def _taken(workspace: str, found: Sequence[Snapshot], decisions: Sequence[Decision]) -> list[Taken]:
+    return [
+        Taken(workspace, snapshot.name, snapshot.at, decision.reasons)
+        for snapshot, decision in zip(found, decisions, strict=True)
+        if not decision.keep
+    ]
