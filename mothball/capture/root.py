@@ -10,24 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mothball.capture.walk import FOLDER_FLAGS
-from mothball.errors import InvalidParams, PathNotAllowed, SourceMissing
-
-
-def check_path(path: str, roots: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
-    """The allowed root above `path` and the components below it; raises `InvalidParams` and `PathNotAllowed`.
-
-    Pure text: nothing on disk is touched. A root itself is not a workspace, only what lies below it.
-    """
-    if not path or "\0" in path or not path.startswith("/"):
-        raise InvalidParams(f"workspace path {path!r} must be an absolute path")
-    parts = Path(path).parts
-    if ".." in parts:
-        raise InvalidParams(f"workspace path {path!r} must not contain '..'")
-    for root in roots:
-        for known in {root, root.resolve()}:
-            if len(parts) > len(known.parts) and parts[: len(known.parts)] == known.parts:
-                return root, parts[len(known.parts) :]
-    raise PathNotAllowed(path=path)
+from mothball.errors import PathNotAllowed, SourceMissing
+from mothball.store.below import check_path
 
 
 @contextmanager

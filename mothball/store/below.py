@@ -1,0 +1,43 @@
+"""Whether a path lies below one of the roots that an operator allowed: text first, then folder by folder, never through a link."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mothball.errors import InvalidParams, PathNotAllowed
+
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def check_path(path: str, roots: Sequence[Path], what: str = "workspace path") -> tuple[Path, tuple[str, ...]]:
+    """The allowed root above `path` and the components below it; raises `InvalidParams` and `PathNotAllowed`.
+
+    Pure text: nothing on disk is touched. A root itself is not a workspace, only what lies below it.
+    """
+    if not path or "\0" in path or not path.startswith("/"):
+        raise InvalidParams(f"{what} {path!r} must be an absolute path")
+    parts = Path(path).parts
+    if ".." in parts:
+        raise InvalidParams(f"{what} {path!r} must not contain '..'")
+    for root in roots:
+        for known in {root, root.resolve()}:
+            if len(parts) > len(known.parts) and parts[: len(known.parts)] == known.parts:
+                return root, parts[len(known.parts) :]
+    raise PathNotAllowed(path=path)
+
+
+def open_below(root: Path, parts: Sequence[str]) -> int:
+    """A descriptor of the folder `parts` below `root`, opened one by one without following a link; raises `OSError`.
+
+    The error's ``filename`` is the component that failed. The caller closes the descriptor.
+    """
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in parts:
+        try:
+            deeper = os.open(part, FOLDER_FLAGS, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = deeper
+    return fd
