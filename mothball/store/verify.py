@@ -23,10 +23,9 @@ import msgspec
 from mothball.errors import Corrupt, MothballError, NotFound
 from mothball.store import Ref, RefIndex, Store
 from mothball.store.blobs import check_digest
+from mothball.store.content import compare_content
 from mothball.store.manifest import PREFIX, Manifest, diff_ids, load_manifest
-from mothball.store.read import Layer, show
-from mothball.store.tarstream import Member, TarStream
-from mothball.store.toc import TocRow, sort_key
+from mothball.store.read import Layer
 from mothball.store.tree import Tree, open_layer
 
 Progress = Callable[..., None]
@@ -34,7 +33,6 @@ Progress = Callable[..., None]
 
 MAX_PROBLEMS: Final = 10_000
 _WORKSPACE = PREFIX + "workspace"
-_ROOT = b"workspace"
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -204,44 +202,14 @@ class _Check:
         if not self._deep:
             return
         if fresh:
-            self._diff_ids[layer.digest] = self._compare(layer)
+            self._diff_ids[layer.digest], size = compare_content(layer, self._unpacking)
+            self._unpacked += size
         found = self._diff_ids.get(layer.digest)
         if found is not None and diff_id is not None and found != diff_id:
             raise Corrupt(what=f"layer {layer.digest}", reason=f"its content has the diff id {found}, its config says {diff_id}")
 
-    def _compare(self, layer: Layer) -> str:
-        """Hold the tar of a layer against its table of contents; returns the tar's diff id."""
-        toc = layer.toc
-        stream = TarStream(layer)
-        rows = (row for row in toc.rows() if row.type != "m")
-        whiteouts: set[bytes] = set()
-        replaced: set[bytes] = set()
-        content = 0
-        for member in stream.members():
-            self._report(blobs=len(self._checked), bytes=self._bytes + self._unpacked + stream.bytes)
-            path = _relative(stream, member)
-            folder, _, name = path.rpartition(b"/")
-            if name.startswith(b".wh."):
-                if member.type != "f" or member.size or len(name) <= len(b".wh.") or name == b".wh..wh..opq":
-                    raise stream.fault(f"a whiteout that is none, {show(path)}")
-                whiteouts.add(folder + b"/" + name[4:] if folder else name[4:])
-                continue
-            row = next(rows, None)
-            if row is None or row.path != path:
-                raise stream.fault(f"{show(path)} where the table of contents has {show(row.path) if row else 'no more entries'}")
-            if reason := _difference(layer, row, member):
-                raise stream.fault(f"{show(path)}: {reason}")
-            if row.type != "d" and toc.removes(path):
-                replaced.add(path)
-            content += row.size if row.type == "f" else 0
-        if (row := next(rows, None)) is not None:
-            raise stream.fault(f"{show(row.path)} of the table of contents is not in it")
-        if not whiteouts <= set(toc.removed) or set(toc.removed) - whiteouts - replaced:
-            raise toc.corrupt("its whiteouts are not the removals of its table of contents")
-        if content != toc.content:
-            raise toc.corrupt(f"its files have {content} bytes, its table of contents says {toc.content}")
-        self._unpacked += stream.bytes
-        return stream.diff_id
+    def _unpacking(self, size: int) -> None:
+        self._report(blobs=len(self._checked), bytes=self._bytes + self._unpacked + size)
 
     def _unused(self) -> None:
         """Blobs that no capture refers to are legal, and still have to be what their name says: a writer may reuse them."""
@@ -282,47 +250,3 @@ def _is_digest(digest: str) -> bool:
     except MothballError:
         return False
     return True
-
-
-def _relative(stream: TarStream, member: Member) -> bytes:
-    """The member's path as the table of contents has it."""
-    path = member.path.removesuffix(b"/") if member.type == "d" else member.path
-    if path == _ROOT:
-        return b""
-    if not path.startswith(_ROOT + b"/"):
-        raise stream.fault(f"{show(path)} is not below workspace/")
-    return path[len(_ROOT) + 1 :]
-
-
-def _difference(layer: Layer, row: TocRow, member: Member) -> str | None:
-    """What differs between a row and its member, None when they agree. The tar has whole seconds, rounded down."""
-    toc = layer.toc
-    if row.type != member.type:
-        return f"type {member.type}, not {row.type}"
-    pairs = (
-        ("mode", member.mode, row.mode),
-        ("owner", (member.uid, member.gid), (row.uid, row.gid)),
-        ("mtime", member.mtime, row.mtime_ns // 10**9),
-    )
-    for name, found, expected in pairs:
-        if found != expected:
-            return f"{name} {found}, not {expected}"
-    if row.type == "f":
-        if member.size != row.size:
-            return f"{member.size} bytes, not {row.size}"
-        if row.size and member.start != toc.starts[row.frame] + row.offset:
-            return "its content does not lie where the table of contents says"
-        if member.sha256 != row.sha256:
-            return "its content does not match its sha256"
-    elif row.type == "l":
-        if member.link != row.link:
-            return f"a link to {show(member.link)}, not to {show(row.link)}"
-    elif row.type == "h":
-        if member.link != _ROOT + b"/" + row.link:
-            return f"a hard link to {show(member.link)}, not to {show(row.link)}"
-        first = toc.find(row.link)
-        if first is None or first.type != "f" or sort_key(first.path) >= sort_key(row.path):
-            return f"a hard link to {show(row.link)}, which is no file before it"
-        if (first.size, first.sha256, first.frame, first.offset) != (row.size, row.sha256, row.frame, row.offset):
-            return "its content is not that of its first name"
-    return None
