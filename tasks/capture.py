@@ -7,7 +7,7 @@ from typing import Any, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from mothball.capture import CaptureRequest
+from mothball.capture import CaptureRequest, CaptureResult
 from mothball.errors import InvalidParams
 from mothball.names import check_workspace_id
 from mothball.registry.kept import kept_record
@@ -71,6 +71,15 @@ def soft_limit(settings: Settings) -> int:
 )
 def capture(ctx: JobContext, args: CaptureArgs) -> Outcome:
     """Capture the workspace into this host's store and record the new generation, if anything changed."""
+    result, record = capture_now(ctx, args)
+    return Outcome(result=result.to_dict(), record=record)
+
+
+def capture_now(ctx: JobContext, args: CaptureArgs) -> tuple[CaptureResult, dict[str, Any]]:
+    """The capture itself, under the fence of the running job: its result, and what the workspace's record has to say of it.
+
+    For every job that begins with a capture. The record's fields belong into that job's outcome.
+    """
     # Here and not above: beat and Flower import this module too and never capture.
     from mothball.capture import capture_workspace
 
@@ -108,7 +117,7 @@ def capture(ctx: JobContext, args: CaptureArgs) -> Outcome:
         "captured", repo=workspace.repo, number=workspace.number, changed=result.changed, **record, added=result.added,
         modified=result.modified, deleted=result.deleted, omitted=result.omitted, torn=len(result.torn), seconds=result.seconds,
     )  # fmt: skip
-    return Outcome(result=result.to_dict(), record=record)
+    return result, record
 
 
 def merged_options(policy: dict[str, Any], options: CaptureOptions) -> dict[str, Any]:

@@ -146,30 +146,42 @@ def find_snapshot(found: Sequence[Ref], workspace: str, name: str) -> Ref:
     )
 
 
-def mark(
+def mark(refs: RefIndex, name: str, *, keep: bool | None = None, label: str | None = None, note: str | None = None) -> Snapshot:
+    """`mark_all` for one snapshot."""
+    return mark_all(refs, [name], keep=keep, label=label, note=note)[0]
+
+
+def mark_all(
     refs: RefIndex,
-    name: str,
+    names: Sequence[str],
     *,
     keep: bool | None = None,
     label: str | None = None,
     note: str | None = None,
     fence: int | None = None,
     job: str = "",
-) -> Snapshot:
-    """Change what is said of snapshot `name`; None leaves it. Raises `NotFound`, `InvalidParams`, `LeaseLost`."""
+) -> list[Snapshot]:
+    """Change what is said of snapshots, all of `names` or none; None leaves a thing as it is.
+
+    Raises `NotFound`, `InvalidParams`, `LeaseLost`.
+    """
     changes = {
         _KEEP: None if keep is None else "1" if keep else "",
         _LABEL: None if label is None else check_label(label),
         _NOTE: None if note is None else check_note(note),
     }
     given = {key: value for key, value in changes.items() if value is not None}
+    if not names or not given:
+        raise InvalidParams("name at least one snapshot, and what to change of it")
 
     def change(before: list[Ref]) -> Sequence[Ref]:
-        old = find_snapshot(before, refs.workspace, name)
-        new = msgspec.structs.replace(old, annotations={**old.annotations, **given})
-        return [new if ref.name == name else ref for ref in before]
+        chosen = {find_snapshot(before, refs.workspace, name).name for name in names}
+        return [
+            msgspec.structs.replace(ref, annotations={**ref.annotations, **given}) if ref.name in chosen else ref for ref in before
+        ]
 
-    return as_snapshot(find_snapshot(refs.replace(change, fence=fence, job=job), refs.workspace, name))
+    after = refs.replace(change, fence=fence, job=job)
+    return [as_snapshot(find_snapshot(after, refs.workspace, name)) for name in dict.fromkeys(names)]
 
 
 class Forgotten(msgspec.Struct, frozen=True):
