@@ -34,6 +34,12 @@ from workers.queues import queue_names
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def documented() -> set[str]:
+    """The tasks of docs/tasks.md."""
+    table = (ROOT / "docs" / "tasks.md").read_text().split("## Tasks")[1].split("###")[0]
+    return set(re.findall(r"^\| `([a-z_.]+)` \|", table, re.MULTILINE))
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings of a host called h1."""
@@ -45,11 +51,9 @@ def test_n43_the_documented_tasks_are_exactly_the_registered_ones(settings: Sett
     app = make_app(settings)
     app.loader.import_default_modules()
     app.finalize()
-    table = (ROOT / "docs" / "tasks.md").read_text().split("## Tasks")[1].split("###")[0]
-    documented = set(re.findall(r"^\| `([a-z_.]+)` \|", table, re.MULTILINE))
     probes = {name for name in app.tasks if name.startswith(("probe.", "unit."))}  # of other tests in this process
-    assert {name for name in app.tasks if not name.startswith("celery.")} - probes == documented
-    assert {"workspace.capture", "workspace.snapshot", "maintenance.ring", "maintenance.check_hosts"} <= documented
+    assert {name for name in app.tasks if not name.startswith("celery.")} - probes == documented()
+    assert {"workspace.capture", "workspace.snapshot", "maintenance.ring", "maintenance.check_hosts"} <= documented()
 
 
 def test_n43_every_beat_entry_resolves_and_expires_before_its_next_run(settings: Settings) -> None:
@@ -90,7 +94,7 @@ def test_every_task_has_both_limits_in_the_app(settings: Settings) -> None:
     """The annotations really reach the task objects, so the pool enforces them."""
     app = make_app(Settings.load(capture_time_limit=500))
     app.finalize()
-    for name in DOCUMENTED:
+    for name in documented():
         task = app.tasks[name]
         assert 0 < task.soft_time_limit < task.time_limit, name
     assert (app.tasks["workspace.capture"].soft_time_limit, app.tasks["workspace.capture"].time_limit) == (440, 500)
