@@ -1,0 +1,58 @@
+"""Is an image in the store what its manifest, its config and its tables of contents say?
+
+Asked of everything that comes from elsewhere before a ref names it: digests prove that the bytes are the sender's, not
+that the sender's tables tell the truth about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from mothball.errors import Corrupt
+from mothball.store import Store
+from mothball.store.content import compare_content
+from mothball.store.manifest import Manifest, diff_ids, load_manifest
+from mothball.store.tree import Tree, open_layer
+
+T = TypeVar("T")
+
+
+def check_contents(store: Store, digest: str, report: Callable[[int], None], again: Callable[[str], bool]) -> None:
+    """Read the capture `digest` as a whole; raises `Corrupt`, which names the blob that is at fault.
+
+    `report` is called with the bytes read so far. `again` may replace a blob that is damaged here (by its digest) and says
+    whether it did; then the blob is looked at once more.
+    """
+    manifest = load_manifest(store.blobs, digest)
+    expected = _checked(manifest.config.digest, lambda: diff_ids(store.blobs, manifest), again)
+    done = 0
+    for number, descriptor in enumerate(manifest.layers):
+        look = partial(_layer, store, manifest, number, expected, lambda seen, done=done: report(done + seen))  # type: ignore[misc]
+        done += _checked(descriptor.digest, look, again)
+    with Tree.open(store, digest) as tree:
+        for _ in tree.walk():
+            pass
+
+
+def _checked(digest: str, look: Callable[[], T], again: Callable[[str], bool]) -> T:
+    try:
+        return look()
+    except Corrupt:
+        if not again(digest):
+            raise
+    return look()
+
+
+def _layer(store: Store, manifest: Manifest, number: int, expected: list[str], report: Callable[[int], None]) -> int:
+    """Bytes of the layer's tar."""
+    layer = open_layer(store, manifest.layers[number], number)
+    try:
+        found, size = compare_content(layer, report)
+    finally:
+        layer.file.close()
+    if found != expected[number]:
+        reason = f"its content has the diff id {found}, its config says {expected[number][:100]}"
+        raise Corrupt(what=f"layer {layer.digest}", reason=reason, digest=layer.digest)
+    return size
