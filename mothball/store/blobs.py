@@ -25,6 +25,8 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 LOCK_SECONDS = 10.0
 """Locks are held for a few file operations; a holder that keeps one longer is stopped or on a dead disk."""
+_POLL_SECONDS = 0.003
+"""How often a waiter looks: shorter than the pauses that a collector makes for those who wait for it."""
 TEMP_GRACE_SECONDS = 60
 """A temp file younger than this is left alone: its writer may not have locked it yet."""
 
@@ -58,21 +60,42 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def file_lock(path: Path, what: str, *, exclusive: bool = True, wait: float = LOCK_SECONDS) -> Iterator[None]:
-    """An flock on `path` (made when missing), among all processes of this host; raises `Busy` after `wait` seconds."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """An flock on `path` (made when missing), among all processes of this host; raises `Busy` after `wait` seconds.
+
+    What is locked when this returns is the file that has the name now: a layout may be taken away while somebody waits for it.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, what, deadline)
+            if _is(path, fd):
+                yield
+                return
+        finally:
+            os.close(fd)
+
+
+def _flock(fd: int, kind: int, what: str, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Busy(what=what, reason="another process holds its lock") from None
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
+
+
+def _is(path: Path, fd: int) -> bool:
+    """True when `fd` is the file that `path` names."""
+    mine = os.fstat(fd)
     try:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise Busy(what=what, reason="another process holds its lock") from None
-                time.sleep(min(0.02, wait))
-        yield
-    finally:
-        os.close(fd)
+        named = path.lstat()
+    except FileNotFoundError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
 
 
 def replace_file(path: Path, data: bytes | bytearray, temp: Path, *, sync: bool = True) -> None:

@@ -122,6 +122,14 @@ class RefIndex:
 
     def take_fence(self, fence: int, job: str) -> None:
         """Announce that `job` works here with `fence`; raises `LeaseLost` when a newer one already does."""
+        try:
+            self._write_fence(fence, job)
+        except FileNotFoundError:
+            # A collector took the layout of a workspace that was released long ago, and this is its first capture since.
+            self.prepare()
+            self._write_fence(fence, job)
+
+    def _write_fence(self, fence: int, job: str) -> None:
         with self.locked():
             if self._fence() > fence:
                 raise LeaseLost(job=job)

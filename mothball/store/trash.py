@@ -19,11 +19,12 @@ import msgspec
 from mothball.errors import Corrupt, NotFound
 from mothball.names import check_workspace_id, slug
 from mothball.store import Ref, Store
-from mothball.store.blobs import check_digest, replace_file, sync_folder
+from mothball.store.blobs import check_digest, full_disk_is_no_space, replace_file, sync_folder
 from mothball.store.manifest import PREFIX, load_manifest
 from mothball.store.refs import SNAPSHOT, Refs
 
 _RUN = re.compile(r"[0-9]{1,15}\Z")
+_TRIES = 5
 _KEEP = PREFIX + "keep"
 _NUMBER = PREFIX + "snapshot"
 RELEASED = "released"
@@ -68,9 +69,16 @@ class Trash:
         Done first, a crash leaves a ref that is in both places, which harms nothing; done last, it would leave none.
         """
         folder = self.refs / slug(check_workspace_id(workspace))
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        entry = Buried(workspace, ref, reason, at_ms)
-        replace_file(folder / _file_name(ref), _encode(entry), self.store.blobs.temp, sync=self.store.fsync)
+        data = _encode(Buried(workspace, ref, reason, at_ms))
+        for attempt in range(_TRIES):
+            with full_disk_is_no_space(folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                replace_file(folder / _file_name(ref), data, self.store.blobs.temp, sync=self.store.fsync)
+                break
+            except FileNotFoundError:  # a collector removed the folder because it was empty
+                if attempt == _TRIES - 1:
+                    raise
         if self.store.fsync:
             for made in (self.refs, self.root, self.store.root):
                 sync_folder(made)
