@@ -18,6 +18,8 @@ from mothball.store.toc import Toc, TocRow, sort_key
 
 Event = tuple[bytes, int, int, TocRow | None]
 """(key, -layer, 1, row), or (key, -layer, 0, None) where that layer takes away what lies below it."""
+Range = tuple[bytes, bytes | None]
+"""Keys from the first to before the second; None: to the end."""
 Hidden = list[bytes | None]
 """Per layer, the prefix of keys under which it is hidden; None: nothing is."""
 
@@ -42,10 +44,11 @@ def merged(layers: Sequence[Layer], folder: bytes, hidden: Hidden) -> Iterator[F
     """
     base = sort_key(folder)
     start, stop = (base + b"\0", base + b"\1") if folder else (b"\0", None)
-    return _in_folders(layers, folder, _visible(layers, start, stop, hidden))
+    return in_folders(layers, folder, _visible(layers, start, stop, hidden))
 
 
-def _in_folders(layers: Sequence[Layer], folder: bytes, entries: Iterable[Found]) -> Iterator[Found]:
+def in_folders(layers: Sequence[Layer], folder: bytes, entries: Iterable[Found]) -> Iterator[Found]:
+    """`entries`, of which each lies in `folder` or in a folder before it; else `Corrupt`."""
     top = folder + b"/" if folder else b""
     stack = [top]
     for found in entries:
@@ -140,8 +143,8 @@ class _Rows:
         return None
 
 
-def layer_events(toc: Toc, number: int, ranges: Sequence[tuple[bytes, bytes | None]]) -> Iterator[Event]:
-    """Rows and removals of one layer whose key lies in one of the half-open `ranges`, which are sorted and apart; None: to the end.
+def layer_events(toc: Toc, number: int, ranges: Sequence[Range]) -> Iterator[Event]:
+    """Rows and removals of one layer whose key lies in one of the `ranges`, which are sorted and apart.
 
     Removals of the lowest layer mean nothing, for there is nothing below.
     """
@@ -151,8 +154,12 @@ def layer_events(toc: Toc, number: int, ranges: Sequence[tuple[bytes, bytes | No
     return heapq.merge(rows, _range_removals(toc, number, ranges))
 
 
-def _range_rows(toc: Toc, number: int, ranges: Sequence[tuple[bytes, bytes | None]]) -> Iterator[Event]:
+def _range_rows(toc: Toc, number: int, ranges: Sequence[Range]) -> Iterator[Event]:
     for start, stop in ranges:
+        if stop is not None and len(stop) == len(start) + 1 and stop[-1] == 0:  # one path alone
+            if (row := toc.find(start.replace(b"\0", b"/"))) is not None:
+                yield start, -number, 1, row
+            continue
         for row in toc.rows(start):
             key = row_key(row)
             if stop is not None and key >= stop:
@@ -160,7 +167,7 @@ def _range_rows(toc: Toc, number: int, ranges: Sequence[tuple[bytes, bytes | Non
             yield key, -number, 1, row
 
 
-def _range_removals(toc: Toc, number: int, ranges: Sequence[tuple[bytes, bytes | None]]) -> Iterator[Event]:
+def _range_removals(toc: Toc, number: int, ranges: Sequence[Range]) -> Iterator[Event]:
     for start, stop in ranges:
         place = bisect_left(toc.removed, start, key=sort_key)
         for path in toc.removed[place:]:

@@ -200,7 +200,8 @@ def paths_fault(paths: list[bytes], *, root_allowed: bool) -> str | None:
         ):
             if bad in joined:
                 return reason
-    keys = [path.replace(b"/", b"\0") for path in paths]
+    # Every slash a NUL, so that three of them separate the keys: no path has an empty component.
+    keys = joined.replace(b"/", b"\0").split(b"\0\0\0")[1:-1]
     if not all(map(lt, keys, keys[1:])):
         return "the paths are not sorted, or one is there twice"
     return None
