@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mothball import errors
-from mothball.handles import FINAL_STATES, CaptureJob, JobHandle
+from mothball.handles import FINAL_STATES, CaptureJob, JobHandle, SnapshotJob
 from mothball.names import check_workspace_id
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Jobs = list[Job]
     Workspaces = list[Workspace]
 
-__all__ = ["FINAL_STATES", "CaptureJob", "Fleet", "JobHandle"]
+__all__ = ["FINAL_STATES", "CaptureJob", "Fleet", "JobHandle", "SnapshotJob"]
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,58 @@ class Fleet:
         submitted = self.submit("workspace.capture", args, workspace=workspace, lane="capture")
         return CaptureJob(self, submitted.job.id, joined=submitted.joined)
 
+    def snapshot(
+        self,
+        workspace: str,
+        *,
+        fresh: bool = False,
+        label: str = "",
+        note: str = "",
+        keep: bool = False,
+        paths: Sequence[str] | None = None,
+        full: bool = False,
+        verify: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> SnapshotJob:
+        """Ask to number the current capture as the next ``snap-<n>``; with `fresh` it is captured first, in the same job.
+
+        `label` is one line, `note` a text; with `keep` retention never takes it. `paths`, `full`, `verify` and `options` are
+        those of `capture` and need `fresh`. Each request makes a snapshot of its own.
+        """
+        args: dict[str, Any] = {"workspace": check_workspace_id(workspace), "fresh": fresh, "label": label, "note": note}
+        args |= {"keep": keep, "full": full, "verify": verify, "paths": None if paths is None else _clean_paths(paths)}
+        submitted = self.submit("workspace.snapshot", {**args, "options": dict(options or {})}, workspace=workspace)
+        return SnapshotJob(self, submitted.job.id)
+
+    def keep(
+        self,
+        workspace: str,
+        snapshots: Sequence[str],
+        *,
+        keep: bool | None = True,
+        label: str | None = None,
+        note: str | None = None,
+    ) -> JobHandle[dict[str, Any]]:
+        """Ask to set (or lift) the keep flag of snapshots, or to change their label or note; None leaves a thing as it is."""
+        args = {"workspace": check_workspace_id(workspace), "snapshots": _names(snapshots), "keep": keep, "label": label}
+        submitted = self.submit("workspace.keep", {**args, "note": note}, workspace=workspace)
+        return JobHandle(self, submitted.job.id, dict)
+
+    def forget(self, workspace: str, snapshots: Sequence[str], *, reason: str = "") -> JobHandle[dict[str, Any]]:
+        """Ask to take snapshots out of the workspace's index; for a while they can be undeleted."""
+        args = {"workspace": check_workspace_id(workspace), "snapshots": _names(snapshots), "reason": reason}
+        return JobHandle(self, self.submit("workspace.forget", args, workspace=workspace).job.id, dict)
+
+    def retain(self, host: str, *, workspace: str | None = None, dry_run: bool = False) -> JobHandle[dict[str, Any]]:
+        """Ask `host` to apply retention to its workspaces, or to one of them; a dry run says what would go and why."""
+        args: dict[str, Any] = {"host": host, "dry_run": dry_run}
+        if workspace is not None:
+            args["workspace"] = check_workspace_id(workspace)
+        # In one lane a dry run, or the request for one workspace, would change what the queued request of all asked for.
+        lane = "retain" if workspace is None and not dry_run else None
+        submitted = self.submit("store.retain", args, workspace=None, host=host, lane=lane)
+        return JobHandle(self, submitted.job.id, dict, joined=submitted.joined)
+
     def submit(
         self, task: str, args: dict[str, Any], *, workspace: str | None, lane: str | None = None, host: str | None = None
     ) -> SubmitResult:
@@ -205,6 +257,12 @@ def _clean_path(path: str | Path, *, local: bool) -> str:
     found = Path(text).expanduser().absolute()
     # Only then: a path through a symbolic link is registered as it was given, and resolved by each capture.
     return str(found.resolve() if ".." in found.parts else found)
+
+
+def _names(snapshots: Sequence[str]) -> list[str]:
+    if isinstance(snapshots, (str, bytes)):
+        raise errors.InvalidParams("snapshots must be a list of names, such as snap-3")
+    return list(snapshots)
 
 
 def _clean_paths(paths: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mothball.capture import CaptureResult
     from mothball.client import Fleet
     from mothball.registry import Job
+    from mothball.store.snapshots import SnapshotResult
 
 ResultT = TypeVar("ResultT")
 
@@ -109,6 +110,21 @@ class CaptureJob(JobHandle["CaptureResult"]):
 
     def __init__(self, fleet: Fleet, job_id: str, *, joined: bool = False) -> None:
         super().__init__(fleet, job_id, _capture_result, joined=joined)
+
+
+class SnapshotJob(JobHandle["SnapshotResult"]):
+    """A submitted snapshot; `wait` returns the `SnapshotResult`."""
+
+    def __init__(self, fleet: Fleet, job_id: str) -> None:
+        super().__init__(fleet, job_id, _snapshot_result)
+
+
+def _snapshot_result(outcome: dict[str, Any]) -> SnapshotResult:
+    import msgspec
+
+    from mothball.store.snapshots import SnapshotResult
+
+    return msgspec.convert(outcome, SnapshotResult, strict=False)
 
 
 def _capture_result(outcome: dict[str, Any]) -> CaptureResult:

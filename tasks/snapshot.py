@@ -13,7 +13,7 @@ from mothball.names import check_workspace_id
 from mothball.settings import Settings
 from mothball.store import RefIndex, Store
 from mothball.store.retain import Retained, retain
-from mothball.store.snapshots import add_snapshot, as_snapshot, check_label, check_note, mark_all, snapshots
+from mothball.store.snapshots import SnapshotResult, add_snapshot, as_snapshot, check_label, check_note, mark_all, snapshots
 from mothball.store.snapshots import forget as forget_snapshots
 from tasks.capture import CaptureArgs, CaptureOptions, capture_now, hard_limit, soft_limit
 from tasks.context import JobContext, patiently
@@ -102,8 +102,8 @@ def snapshot(ctx: JobContext, args: SnapshotArgs) -> Outcome:
     _note(ctx, refs, made=ref.name, digest=ref.digest)
     made = as_snapshot(ref)
     log.info("snapshotted", snapshot=made.name, digest=made.digest, generation=made.generation, keep=made.keep)
-    result = {"workspace": args.workspace, **made.to_dict(), "captured": captured.to_dict() if captured else None}
-    return Outcome(result=result, record=record)
+    result = SnapshotResult(**made.to_dict(), workspace=args.workspace, captured=captured.to_dict() if captured else None)
+    return Outcome(result=result.to_dict(), record=record)
 
 
 @job_task(name="workspace.keep", args=KeepArgs, queue="host", time_limit=_SHORT_HARD, soft_time_limit=_SHORT_SOFT)

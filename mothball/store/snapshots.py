@@ -45,6 +45,13 @@ class Snapshot(msgspec.Struct, frozen=True):
         return msgspec.structs.asdict(self)
 
 
+class SnapshotResult(Snapshot, frozen=True):
+    """The outcome of workspace.snapshot: the snapshot, and the outcome of the capture that was made for it, if any."""
+
+    workspace: str = ""
+    captured: dict[str, Any] | None = None
+
+
 def check_label(label: object) -> str:
     """`label` when it can stand in a listing, else `InvalidParams`: one printable line of at most 100 characters."""
     if not isinstance(label, str) or len(label) > MAX_LABEL or not label.isprintable():
