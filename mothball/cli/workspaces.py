@@ -160,6 +160,8 @@ def show(workspace: WorkspaceId, json: JsonFlag = False) -> None:
             ("largest", human_bytes(record.high_water_bytes) if captured else None),
             ("captured", f"{time_text(record.last_good_at)} ({age(record.last_good_at, now)})" if record.last_good_at else None),
             ("last error", record.last_error),
+            ("rebuilt", time_text(record.rebuilt_at) if record.rebuilt_at else None),
+            ("unknown", ", ".join(record.unknown)),
         )
     )
 

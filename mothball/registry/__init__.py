@@ -6,13 +6,14 @@ Redis that cannot be reached with `errors.Unavailable` within `settings.redis_ti
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from mothball.registry.connection import Connection
 from mothball.registry.counters import Counters
 from mothball.registry.events import Event, Events
 from mothball.registry.hosts import Host, HostCheck, Hosts
 from mothball.registry.jobs import Jobs
+from mothball.registry.rebuild import RebuildResult, Rebuilds, Recovered
 from mothball.registry.records import (
     FINAL_STATES,
     STATES,
@@ -44,6 +45,8 @@ __all__ = [
     "Host",
     "HostCheck",
     "Job",
+    "RebuildResult",
+    "Recovered",
     "Registry",
     "SubmitResult",
     "TouchResult",
@@ -64,6 +67,7 @@ class Registry:
         self.events = Events(self._connection, scripts, settings)
         self.counters = Counters(self._connection, settings)
         self.slots = Slots(scripts)
+        self.rebuilds = Rebuilds(scripts, self.workspaces)
 
     @classmethod
     def connect(cls, settings: Settings) -> Registry:
@@ -78,6 +82,11 @@ class Registry:
         """True when Redis answers; raises `Unavailable` when it does not."""
         with self._connection.guard() as client:
             return bool(client.ping())
+
+    def info(self) -> dict[str, Any]:
+        """What the server says about itself (INFO); raises `Unavailable`."""
+        with self._connection.guard() as client:
+            return dict(client.info())
 
     def __enter__(self) -> Self:
         return self

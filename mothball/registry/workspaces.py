@@ -17,7 +17,7 @@ from mothball.registry.scripts import Scripts, pairs
 from mothball.retention import Policy
 from mothball.settings import Settings
 
-_DERIVED = re.compile(r"([^#]+/[^#]+)#([0-9]{1,18})\Z")
+DERIVED = re.compile(r"([^#]+/[^#]+)#([0-9]{1,18})\Z")
 _BATCH = 200
 MODES = ("ephemeral", "persistent")
 MAX_TEXT = 4096
@@ -169,7 +169,7 @@ class Workspaces:
         id = keys.workspace_id(id)  # noqa: A001
         check_host(host)
         check_path(path)
-        if repo is None and (derived := _DERIVED.match(id)):
+        if repo is None and (derived := DERIVED.match(id)):
             repo = derived[1]
             number = int(derived[2]) if number is None else number
         if repo is not None:
