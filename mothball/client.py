@@ -199,6 +199,28 @@ class Fleet:
         submitted = self.submit("store.retain", args, workspace=None, host=host, lane=lane)
         return JobHandle(self, submitted.job.id, dict, joined=submitted.joined)
 
+    def collect(
+        self, host: str, *, dry_run: bool = False, empty_trash: bool = False, forget_orphans: Sequence[str] = ()
+    ) -> JobHandle[dict[str, Any]]:
+        """Ask `host` to collect its store: what no capture needs goes to the trash, and from there for good after its time.
+
+        A dry run says what would go. `empty_trash` gives up undelete. `forget_orphans`: workspaces that no registry knows.
+        """
+        args: dict[str, Any] = {"host": host, "dry_run": dry_run, "empty_trash": empty_trash, "forget_orphans": list(forget_orphans)}
+        # Joined to a queued request, a dry run would take its effect away, and the others would give it more than it asked for.
+        lane = None if dry_run or empty_trash or forget_orphans else "collect"
+        submitted = self.submit("store.collect", args, workspace=None, host=host, lane=lane)
+        return JobHandle(self, submitted.job.id, dict, joined=submitted.joined)
+
+    def undelete(self, workspace: str, ref: str | None = None, *, host: str | None = None) -> JobHandle[dict[str, Any]]:
+        """Ask to bring the forgotten capture `ref` (None: all) of `workspace` back from the trash of `host`.
+
+        `host` is that of the workspace's record unless given; a workspace that was released has none.
+        """
+        place = host or self.get(workspace).host
+        args = {"host": place, "workspace": check_workspace_id(workspace), "ref": ref}
+        return JobHandle(self, self.submit("store.undelete", args, workspace=None, host=place).job.id, dict)
+
     def submit(
         self, task: str, args: dict[str, Any], *, workspace: str | None, lane: str | None = None, host: str | None = None
     ) -> SubmitResult:

@@ -50,6 +50,13 @@ class Hosts:
         """Say that a worker of `host` lives; `info` replaces what was known (JSON, at most 64 KiB)."""
         self._scripts.run("heartbeat", check_host(host), encode.dumps(info, "host info", encode.MAX_DOCUMENT_BYTES))
 
+    def note_collected(
+        self, host: str, *, moved: int, moved_bytes: int, deleted: int, freed_bytes: int, layouts: int
+    ) -> bool:
+        """Count what a collection of `host`'s store did, and tell of it; False when it changed nothing. Sizes are bytes."""
+        numbers = (moved, moved_bytes, deleted, freed_bytes, layouts)
+        return bool(self._scripts.run("note_collected", check_host(host), *numbers))
+
     def get(self, host: str) -> Host:
         """The host; raises `NotFound` for one that was never announced."""
         record, now = self._read([check_host(host)])
