@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,14 +11,14 @@ import typer
 
 from mothball import errors
 from mothball.cli.local import load_settings, local_store
-from mothball.cli.output import JsonFlag, counting, emit_json, emit_json_array, line, note, table
+from mothball.cli.output import JsonFlag, emit_json, emit_json_array, line, note, table
 from mothball.cli.session import open_fleet
 from mothball.cli.text import age, escape, human_bytes, printable, time_text
 from mothball.cli.waiting import NoWait, Timeout, finished
 from mothball.names import check_workspace_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mothball.client import Fleet
     from mothball.settings import Settings
@@ -75,7 +76,7 @@ def _collect_here(dry_run: bool, empty_trash: bool, orphans: list[str], *, json:
     from mothball.store.collect import collect as collect_store
 
     settings = load_settings()
-    with _registry(settings) as fleet, counting("collect", hidden=json) as show:
+    with _registry(settings) as fleet, _progress(hidden=json) as show:
         report = collect_store(
             local_store(settings),
             grace_s=settings.collect_grace_seconds,
@@ -86,9 +87,7 @@ def _collect_here(dry_run: bool, empty_trash: bool, orphans: list[str], *, json:
             empty_trash=empty_trash,
             forget_orphans=orphans,
             reserve_bytes=settings.reserve_bytes,
-            progress=lambda step, **counts: show(
-                f"{step}, {counts['blobs']:,} blobs" if isinstance(counts.get("blobs"), int) else step
-            ),
+            progress=show,
         )
         if fleet and not dry_run:
             try:
@@ -99,6 +98,25 @@ def _collect_here(dry_run: bool, empty_trash: bool, orphans: list[str], *, json:
             except errors.Unavailable as error:
                 note(f"note: the collection is done, and not counted: {error.message}")
     return report.to_dict()
+
+
+@contextmanager
+def _progress(*, hidden: bool) -> Iterator[Callable[..., None]]:
+    if hidden or not sys.stderr.isatty():
+        yield lambda _step, **_counts: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as shown:
+        task = shown.add_task("collect", total=None)
+
+        def update(step: str, **counts: object) -> None:
+            blobs = counts.get("blobs")
+            shown.update(task, description=f"collect: {step}" + (f", {blobs:,} blobs" if isinstance(blobs, int) else ""))
+
+        yield update
 
 
 @contextmanager

@@ -50,9 +50,7 @@ class Hosts:
         """Say that a worker of `host` lives; `info` replaces what was known (JSON, at most 64 KiB)."""
         self._scripts.run("heartbeat", check_host(host), encode.dumps(info, "host info", encode.MAX_DOCUMENT_BYTES))
 
-    def note_collected(
-        self, host: str, *, moved: int, moved_bytes: int, deleted: int, freed_bytes: int, layouts: int
-    ) -> bool:
+    def note_collected(self, host: str, *, moved: int, moved_bytes: int, deleted: int, freed_bytes: int, layouts: int) -> bool:
         """Count what a collection of `host`'s store did, and tell of it; False when it changed nothing. Sizes are bytes."""
         numbers = (moved, moved_bytes, deleted, freed_bytes, layouts)
         return bool(self._scripts.run("note_collected", check_host(host), *numbers))
