@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mothball import errors
-from mothball.handles import FINAL_STATES, CaptureJob, JobHandle, SnapshotJob
+from mothball.handles import FINAL_STATES, CaptureJob, JobHandle, PullJob, PushJob, SnapshotJob
 from mothball.names import check_workspace_id
 
 if TYPE_CHECKING:
@@ -206,7 +206,12 @@ class Fleet:
 
         A dry run says what would go. `empty_trash` gives up undelete. `forget_orphans`: workspaces that no registry knows.
         """
-        args: dict[str, Any] = {"host": host, "dry_run": dry_run, "empty_trash": empty_trash, "forget_orphans": list(forget_orphans)}
+        args: dict[str, Any] = {
+            "host": host,
+            "dry_run": dry_run,
+            "empty_trash": empty_trash,
+            "forget_orphans": list(forget_orphans),
+        }
         # Joined to a queued request, a dry run would take its effect away, and the others would give it more than it asked for.
         lane = None if dry_run or empty_trash or forget_orphans else "collect"
         submitted = self.submit("store.collect", args, workspace=None, host=host, lane=lane)
@@ -220,6 +225,20 @@ class Fleet:
         place = host or self.get(workspace).host
         args = {"host": place, "workspace": check_workspace_id(workspace), "ref": ref}
         return JobHandle(self, self.submit("store.undelete", args, workspace=None, host=place).job.id, dict)
+
+    def push(self, workspace: str, to: str, *, ref: str = "latest") -> PushJob:
+        """Ask the workspace's host to bring a capture (``latest``, ``snap-3`` or a digest) to `to`, ``REGISTRY/REPO:TAG``.
+
+        Blobs that are there are not sent; an interrupted push goes on where it was. Credentials are those of the host's
+        docker config file.
+        """
+        args = {"workspace": check_workspace_id(workspace), "ref": ref, "to": to}
+        return PushJob(self, self.submit("workspace.push", args, workspace=workspace).job.id)
+
+    def pull(self, workspace: str, reference: str, *, label: str = "") -> PullJob:
+        """Ask the workspace's host to fetch ``REGISTRY/REPO:TAG`` (or ``@sha256:...``) as the workspace's next snapshot."""
+        args = {"workspace": check_workspace_id(workspace), "reference": reference, "label": label}
+        return PullJob(self, self.submit("workspace.pull", args, workspace=workspace).job.id)
 
     def submit(
         self, task: str, args: dict[str, Any], *, workspace: str | None, lane: str | None = None, host: str | None = None

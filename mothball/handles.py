@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from mothball import errors
 
@@ -133,3 +133,46 @@ def _capture_result(outcome: dict[str, Any]) -> CaptureResult:
     from mothball.capture import CaptureResult
 
     return msgspec.convert(outcome, CaptureResult, strict=False)
+
+
+class PushResult(NamedTuple):
+    """`digest` stands at `reference`; counts of blobs, `bytes` sent."""
+
+    workspace: str
+    ref: str
+    reference: str
+    digest: str
+    uploaded: int
+    mounted: int
+    skipped: int
+    bytes: int
+
+
+class PullResult(NamedTuple):
+    """The snapshot `name` of `digest`, fetched from `reference`; counts of blobs, `received` bytes."""
+
+    workspace: str
+    name: str
+    digest: str
+    reference: str
+    fetched: int
+    skipped: int
+    received: int
+
+
+class PushJob(JobHandle[PushResult]):
+    """A submitted push; `wait` returns the `PushResult`."""
+
+    def __init__(self, fleet: Fleet, job_id: str) -> None:
+        super().__init__(fleet, job_id, lambda outcome: PushResult(**_fields(outcome, PushResult._fields)))
+
+
+class PullJob(JobHandle[PullResult]):
+    """A submitted pull; `wait` returns the `PullResult`."""
+
+    def __init__(self, fleet: Fleet, job_id: str) -> None:
+        super().__init__(fleet, job_id, lambda outcome: PullResult(**_fields(outcome, PullResult._fields)))
+
+
+def _fields(outcome: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: outcome[name] for name in names}

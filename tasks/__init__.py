@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-MODULES = ("tasks.capture", "tasks.collect", "tasks.maintenance", "tasks.snapshot")
+MODULES = ("tasks.capture", "tasks.collect", "tasks.maintenance", "tasks.snapshot", "tasks.transfer")
 """Modules that declare tasks; importing them fills `tasks.job.SPECS` and `tasks.sweep.SWEEPS`."""

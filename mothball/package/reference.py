@@ -66,6 +66,11 @@ def parse_reference(text: str, *, repository_only: bool = False) -> Reference:
     return Reference(registry, repository, tag, digest)
 
 
+def is_tag(text: str) -> bool:
+    """True for what can be the tag of an image."""
+    return bool(_TAG.match(text))
+
+
 def is_insecure(registry: str, settings: Settings) -> bool:
     """True when `registry` is reached over plain HTTP: on loopback, or when the settings say so."""
     if registry in settings.insecure_registries:

@@ -10,23 +10,22 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from io import FileIO
 from typing import Final
 
 import msgspec
 
-from mothball.errors import Corrupt, InvalidParams, NoSpace, OperationFailed, TransientFailure
+from mothball.errors import Corrupt, InvalidParams, NoSpace, OperationFailed
 from mothball.package.contents import check_contents
 from mothball.package.distribution import Distribution
 from mothball.package.download import Download
+from mothball.package.held import Held, held
 from mothball.package.mounts import Mounts
 from mothball.package.reference import Reference, parse_reference
 from mothball.package.upload import Upload
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.blobs import check_digest
-from mothball.store.manifest import MEDIA_CONFIG, MEDIA_LAYER, MEDIA_MANIFEST, TOC_DIGEST, Descriptor, Manifest, load_manifest
+from mothball.store.manifest import MEDIA_CONFIG, MEDIA_LAYER, MEDIA_MANIFEST, TOC_DIGEST, Descriptor, Manifest
 from mothball.store.tree import MAX_LAYERS
 
 Progress = Callable[..., None]
@@ -78,20 +77,8 @@ def push(store: Store, digest: str, reference: str, settings: Settings, *, progr
     if not target.tag or target.digest:
         raise InvalidParams(f"{reference!r}: a push needs a tag, REGISTRY/REPO:TAG; the digest follows from the content")
     store.prepare()
-    manifest = load_manifest(store.blobs, digest)
-    data = store.blobs.read(digest)
-    # Their age is renewed first and they are opened: no collector takes what one of them names before it was sent.
-    held = store.blobs.reuse(digest, len(data))
-    blobs = _unique((manifest.config, *manifest.layers))
-    if not held or not all(store.blobs.reuse(blob.digest, blob.size) for blob in blobs):
-        for blob in blobs:
-            if (size := store.blobs.size(blob.digest)) != blob.size:
-                raise Corrupt(what=f"blob {blob.digest}", reason=f"it has {size} bytes, not {blob.size}", digest=blob.digest)
-        raise TransientFailure(reason=f"capture {digest} left the store while it was being pushed")
-    with ExitStack() as stack:
-        files: dict[str, FileIO] = {blob.digest: stack.enter_context(store.blobs.open(blob.digest)) for blob in blobs}
-        remote = stack.enter_context(Distribution(target, settings))
-        return _Push(store, remote, progress or _quiet).run(manifest, data, digest, files)
+    with held(store, digest) as capture, Distribution(target, settings) as remote:
+        return _Push(store, remote, progress or _quiet).run(capture)
 
 
 class _Push:
@@ -104,24 +91,24 @@ class _Push:
         self._sent = 0
         self._total = (0, 0)
 
-    def run(self, manifest: Manifest, data: bytes, digest: str, files: dict[str, FileIO]) -> Pushed:
+    def run(self, capture: Held) -> Pushed:
         remote = self._remote
         sessions = self._store.cache / "uploads"
         sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
         upload = Upload(remote, sessions, self._store.blobs.temp, self._report)
         upload.sweep()
-        blobs = _unique((manifest.config, *manifest.layers))
-        self._total = (len(blobs), sum(blob.size for blob in blobs))
+        self._total = (len(capture.blobs), sum(blob.size for blob in capture.blobs))
         counts = {"uploaded": 0, "mounted": 0, "skipped": 0}
-        for blob in blobs:
+        for blob in capture.blobs:
             self._report(0)
-            counts[upload.send(blob, files[blob.digest], self._mounts.repositories(blob.digest, but=remote.repository))] += 1
+            known = self._mounts.repositories(blob.digest, but=remote.repository)
+            counts[upload.send(blob, capture.files[blob.digest], known)] += 1
             self._done += 1
             self._sent += blob.size
         self._report(0)
-        self._put_manifest(data, digest)
-        self._mounts.note(remote.repository, [blob.digest for blob in blobs])
-        return Pushed(str(remote.reference), digest, bytes=upload.bytes, **counts)
+        self._put_manifest(capture.data, capture.digest)
+        self._mounts.note(remote.repository, list(capture.files))
+        return Pushed(str(remote.reference), capture.digest, bytes=upload.bytes, **counts)
 
     def _report(self, current: int) -> None:
         blobs, total = self._total
