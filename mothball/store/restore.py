@@ -1,0 +1,400 @@
+"""Bringing a capture back as a directory (design.md, section 5).
+
+A new directory is made beside its target and renamed when it is complete, so a target is never half there; a run that was
+ended is continued by the next, which hashes again what it finds. A directory with content is compared first and then
+changed file by file, each in one step. Whatever is written is verified, nothing is written through a link or outside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, LeaseLost, MothballError, NoSpace
+from mothball.store.folders import Folders
+from mothball.store.manifest import PREFIX, load_config
+from mothball.store.merge import Found
+from mothball.store.read import show
+from mothball.store.restore_merge import Comparison, Omitted, Overwrite, Work
+from mothball.store.restore_target import Sibling, Target, open_sibling, open_target
+from mothball.store.selection import Patterns, Selection, estimate, select
+from mothball.store.tree import Tree
+from mothball.store.unpack import TEMP_PREFIX, Crew, Unpacker, units
+
+__all__ = ["Overwrite", "RestoreResult", "discard", "restore"]
+
+Progress = Callable[[str, dict[str, Any]], None]
+"""Called often with the step (``compare``, ``write``, ``finish``) and counts; what it raises ends the restore."""
+
+THREADS: Final = 2
+OVERWRITE: Final = ("never", "changed", "always")
+_VERSION: Final = 1
+_OMISSIONS: Final = PREFIX + "omissions"
+
+
+class Action(msgspec.Struct, frozen=True):
+    """One thing a restore does or leaves: ``write``, ``metadata``, ``delete`` or ``keep``. Paths as `show` has them."""
+
+    action: str
+    path: str
+
+
+class RestoreResult(msgspec.Struct, frozen=True):
+    """What a restore did, or with `dry_run` would do. Sizes in bytes; `files` and `bytes` count what was chosen."""
+
+    target: str
+    digest: str
+    files: int
+    folders: int
+    links: int
+    bytes: int
+    written: int = 0
+    """Files (further names too), links and folders made or replaced by this run."""
+    written_bytes: int = 0
+    unchanged: int = 0
+    """Entries that were there already as captured; after a continued run, those of the runs before."""
+    metadata: int = 0
+    """Entries of which only owner, mode or time was set."""
+    kept: int = 0
+    """Entries that were not written because something is there (overwrite never), or foreign ones that are never deleted."""
+    deleted: int = 0
+    owner_skipped: int = 0
+    """Entries whose owner could not be set; their setuid and setgid bits are left off."""
+    resumed: bool = False
+    dry_run: bool = False
+    seconds: float = 0.0
+    actions: list[Action] = []
+    """All of them with `dry_run`; else what was kept and deleted."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return msgspec.to_builtins(self)  # type: ignore[no-any-return]  # a Struct becomes a dict
+
+
+def restore(
+    tree: Tree,
+    target: Path,
+    *,
+    include: Sequence[str] = (),
+    overwrite: Overwrite | None = None,
+    delete_extra: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    roots: tuple[Path, ...] | None = None,
+    threads: int = THREADS,
+) -> RestoreResult:
+    """Write the content of `tree` to the directory `target`.
+
+    `include`: only what these patterns choose (see `Patterns`). `overwrite`: what happens to what is there when the target
+    has content; without it such a target is `AlreadyExists`. `delete_extra` deletes what the capture does not have, but never
+    a `.git` nor what the capture left out. `roots`: the target must lie below one of them, and no link may stand on the way;
+    None: anywhere outside the store. `dry_run` writes nothing at all.
+
+    Raises `InvalidParams`, `NotFound` (nothing matches), `AlreadyExists`, `PathNotAllowed` (a link, another root), `NoSpace`,
+    `Busy` (another restore writes there), `Corrupt` (nothing wrong is left under its name), `OperationFailed`, and what
+    `progress` raises. A new target is there whole or not at all. What was written so far stays beside it when the same call
+    may succeed later, and the same call then goes on; after other errors it is removed.
+    """
+    if overwrite is not None and overwrite not in OVERWRITE:
+        raise InvalidParams(f"overwrite must be one of {', '.join(OVERWRITE)}, not {str(overwrite)[:100]!r}")
+    if delete_extra and overwrite not in {"changed", "always"}:
+        raise InvalidParams("deleting what the capture does not have needs overwrite 'changed' or 'always'")
+    patterns = Patterns(include)
+    omitted = _omitted(tree) if delete_extra else None
+    if omitted is not None and omitted.cut:
+        raise InvalidParams(
+            "this capture left out more than its list has room for, so it cannot be told what is foreign: nothing is deleted; "
+            "restore without deleting"
+        )
+    with open_target(target, roots, tree.blobs.root) as place:
+        run = _Restore(tree, place, tuple(include), patterns, progress, threads, dry_run=dry_run)
+        delete = (patterns, omitted) if omitted is not None else None
+        return run.run(overwrite, delete)
+
+
+def discard(target: Path, *, roots: tuple[Path, ...] | None = None, store: Path) -> bool:
+    """Remove what an unfinished restore to `target` left beside it; True when there was something. Errors as `restore`."""
+    with open_target(target, roots, store) as place, open_sibling(place, make=False) as sibling:
+        if sibling is not None:
+            sibling.remove()
+        return sibling is not None
+
+
+def _omitted(tree: Tree) -> Omitted:
+    """What the capture left out. `Corrupt` for a list that cannot be read: nothing may be deleted by guess."""
+    config = load_config(tree.blobs, tree.manifest)
+    labels = (config.get("config") or {}).get("Labels") if isinstance(config.get("config"), dict) else None
+    raw = labels.get(_OMISSIONS) if isinstance(labels, dict) else None
+    if raw is None:
+        return Omitted(frozenset(), cut=False)
+    try:
+        found = json.loads(raw)
+        return Omitted(frozenset(str(item["path"]) for item in found["listed"]), cut=bool(found["further"]))
+    except (ValueError, TypeError, KeyError) as error:
+        digest = tree.manifest.config.digest
+        raise Corrupt(what=f"config {digest}", reason="its list of what was left out cannot be read", digest=digest) from error
+
+
+class _Restore:
+    """One restore to one open target."""
+
+    def __init__(
+        self, tree: Tree, target: Target, include: tuple[str, ...], patterns: Patterns, progress: Progress | None, threads: int,
+        *, dry_run: bool,
+    ) -> None:  # fmt: skip
+        self._tree = tree
+        self._target = target
+        self._include = include
+        self._patterns = patterns
+        self._progress = progress or (lambda _step, _counts: None)
+        self._threads = threads
+        self._dry = dry_run
+        self._began = time.monotonic()
+        self._selection = Selection()
+        self._skipped = 0
+
+    def run(self, overwrite: Overwrite | None, delete: tuple[Patterns, Omitted] | None) -> RestoreResult:
+        look = self._target.look()
+        if look == "folder":
+            done = self._published()
+            if done is not None:
+                return done
+            if overwrite is None:
+                raise AlreadyExists(
+                    f"{str(self._target.path)!r} is not empty; choose another target, or say what happens to what is there "
+                    "(overwrite: never, changed or always)"
+                )
+        self._progress("compare", {"files": 0})
+        self._selection = select(self._tree, self._patterns, known=delete is not None)
+        if look == "folder" or (look == "empty" and not self._target.replaceable()):
+            return self._into(overwrite or "changed", delete)
+        return self._new()
+
+    # -- a new directory -----------------------------------------------------------------------------------------------
+
+    def _new(self) -> RestoreResult:
+        if self._dry:
+            return self._planned(Work(self._selection))
+        with open_sibling(self._target) as sibling:
+            assert sibling is not None  # noqa: S101 - it is made when it is not there
+            try:
+                return self._build(sibling)
+            except LeaseLost:
+                raise  # whoever holds the lease now goes on with it
+            except MothballError as error:
+                if not error.retryable:
+                    sibling.remove()
+                raise
+
+    def _build(self, sibling: Sibling) -> RestoreResult:
+        wanted = {"version": _VERSION, "digest": self._tree.digest, "include": list(self._include)}
+        known = sibling.state()
+        if sibling.has_tree() and any(known.get(key) != value for key, value in wanted.items()):
+            self._refuse_other(known)
+        sibling.say(wanted)
+        fd, there = sibling.tree()
+        try:
+            work = self._compare(fd, "changed", None) if there else Work(self._selection)
+            self._check_space(fd, work)
+            root = self._selection.folders[0]
+            work.dress = [found for found in work.dress if found.row.path]
+            result = self._perform(fd, work, replace=there)
+            now = os.fstat(fd)
+            sibling.say({**wanted, "inode": [now.st_dev, now.st_ino]})
+            sibling.publish()
+            # Only now: a folder that its owner may not write cannot be moved.
+            self._dress_root(fd, root)
+        finally:
+            os.close(fd)
+        sibling.remove()
+        return msgspec.structs.replace(result, resumed=there, seconds=self._seconds(), owner_skipped=self._skipped)
+
+    def _refuse_other(self, known: dict[str, Any]) -> None:
+        what = f"capture {str(known.get('digest', '(not said)'))[:80]}"
+        if known.get("digest") == self._tree.digest:
+            what = f"the same capture with other include patterns ({', '.join(map(str, known.get('include') or ['none']))[:200]})"
+        raise Busy(
+            f"an unfinished restore of {show(os.fsencode(what))} to {str(self._target.path)!r} waits in "
+            f"{self._target.sibling_path!r}; finish it by the same command, or remove that folder"
+        )
+
+    def _published(self) -> RestoreResult | None:
+        """The result of a run that was ended after the rename: its tree is the target already."""
+        if self._dry:
+            return None
+        with open_sibling(self._target, make=False) as sibling:
+            if sibling is None or sibling.has_tree():
+                return None
+            known = sibling.state()
+            fd = self._target.open()
+            try:
+                now = os.fstat(fd)
+                same = known.get("digest") == self._tree.digest and known.get("include") == list(self._include)
+                if same and known.get("inode") == [now.st_dev, now.st_ino]:
+                    self._selection = select(self._tree, self._patterns)
+                    self._dress_root(fd, self._selection.folders[0])
+                    sibling.remove()
+                    return self._result(unchanged=self._selection.count, resumed=True)
+            finally:
+                os.close(fd)
+            sibling.remove()
+        return None
+
+    def _dress_root(self, fd: int, root: Found) -> None:
+        unpacker = Unpacker(self._tree.layers, Folders(fd), replace=False, temp=b"")
+        unpacker.dress_folder(root)
+        self._skipped += unpacker.tally.owner_skipped
+
+    # -- a directory with content --------------------------------------------------------------------------------------
+
+    def _into(self, overwrite: Overwrite, delete: tuple[Patterns, Omitted] | None) -> RestoreResult:
+        fd = self._target.open()
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(what=f"target {str(self._target.path)!r}", reason="another restore writes it") from None
+            work = self._compare(fd, overwrite, delete)
+            if self._dry:
+                return self._planned(work)
+            self._check_space(fd, work)
+            result = self._perform(fd, work, replace=True)
+            return msgspec.structs.replace(result, seconds=self._seconds(), owner_skipped=self._skipped)
+        finally:
+            os.close(fd)
+
+    def _compare(self, fd: int, overwrite: Overwrite, delete: tuple[Patterns, Omitted] | None) -> Work:
+        total = self._selection.count
+
+        def tick(number: int) -> None:
+            if number % 64 == 0:
+                self._progress("compare", {"files": number, "total_files": total})
+
+        with Folders(fd, lift=not self._dry) as folders:
+            try:
+                return Comparison(self._selection, folders, overwrite, delete=delete, tick=tick).run()
+            finally:
+                folders.restore_modes()
+
+    # -- both ----------------------------------------------------------------------------------------------------------
+
+    def _check_space(self, fd: int, work: Work) -> None:
+        """A table of contents may claim anything: nothing is written before it is known to fit."""
+        disk = os.fstatvfs(fd)
+        need = max(estimate(work.files) - work.freed, 0) + max((each.row.size for each in work.files), default=0) * bool(work.freed)
+        free = disk.f_bavail * disk.f_frsize
+        count = len(work.files) + len(work.links) + len(work.folders)
+        if need > free:
+            raise NoSpace(
+                f"{str(self._target.path)!r} needs {need} bytes and its file system has {free}; nothing was written",
+                need=need,
+                free=free,
+            )
+        if disk.f_files and count > disk.f_favail:
+            raise NoSpace(
+                f"{str(self._target.path)!r} needs {count} files, its file system has room for {disk.f_favail}; nothing was written"
+            )
+
+    def _perform(self, fd: int, work: Work, *, replace: bool) -> RestoreResult:
+        layers = self._tree.layers
+        opened: list[Folders] = []
+
+        def make(number: int) -> Unpacker:
+            opened.append(Folders(fd, lift=True))
+            return Unpacker(layers, opened[-1], replace=replace, temp=TEMP_PREFIX + b"%d" % number)
+
+        main = make(0)
+        crew = Crew(lambda number: make(number + 1), self._threads if len(work.files) > 1 else 1)
+        try:
+            for path in work.remove:
+                main.remove(path)
+            for found in self._ticking(work.folders, "write"):
+                if found.row.path:
+                    main.folder(found)
+            crew.run(units(work.files), lambda: self._tell(crew, work))
+            for found in self._ticking(work.links, "write"):
+                main.link(found)
+            for first, names in work.groups.items():
+                for found in names:
+                    main.further(first, found)
+            for found in self._ticking(work.metadata, "finish"):
+                main.metadata(found)
+            kept = [path for path in work.delete if not main.remove(path)]
+            for found in self._ticking(sorted(work.dress, key=lambda each: each.row.path.count(b"/"), reverse=True), "finish"):
+                main.dress_folder(found)
+            self._progress("finish", self._counts(crew, work))
+        finally:
+            dressed = {found.row.path for found in work.dress}
+            for folders in opened:
+                folders.lifted = {path: mode for path, mode in folders.lifted.items() if path not in dressed}
+                with suppress(OSError):
+                    folders.restore_modes()
+                folders.close()
+        tallies = [main.tally, *(each.tally for each in crew.crew)]
+        self._skipped += sum(tally.owner_skipped for tally in tallies)
+        return self._result(
+            written=sum(tally.files + tally.links for tally in tallies) + len(work.folders),
+            written_bytes=sum(tally.bytes for tally in tallies),
+            unchanged=work.unchanged,
+            metadata=len(work.metadata),
+            kept=len(work.kept) + len(kept),
+            deleted=len(work.delete) - len(kept),
+            actions=[Action("keep", show(path)) for path in (*work.kept, *kept)]
+            + [Action("delete", show(path)) for path in work.delete if path not in kept],
+        )
+
+    def _planned(self, work: Work) -> RestoreResult:
+        further = [each for names in work.groups.values() for each in names]
+        made = [*work.folders, *work.files, *work.links, *further]
+        actions = [
+            *(Action("write", show(path) or ".") for path in sorted(found.row.path for found in made)),
+            *(Action("metadata", show(found.row.path)) for found in work.metadata),
+            *(Action("delete", show(path)) for path in (*work.remove, *work.delete)),
+            *(Action("keep", show(path)) for path in work.kept),
+        ]
+        return self._result(
+            written=len(made),
+            written_bytes=sum(found.row.size for found in work.files),
+            unchanged=work.unchanged,
+            metadata=len(work.metadata),
+            kept=len(work.kept),
+            deleted=len(work.delete),
+            actions=actions,
+            dry_run=True,
+        )
+
+    def _result(self, **counts: Any) -> RestoreResult:
+        chosen = self._selection
+        return RestoreResult(
+            target=str(self._target.path),
+            digest=self._tree.digest,
+            files=len(chosen.files) + sum(map(len, chosen.groups.values())),
+            folders=len(chosen.folders),
+            links=len(chosen.links),
+            bytes=chosen.size,
+            seconds=self._seconds(),
+            **counts,
+        )
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._began, 6)
+
+    def _counts(self, crew: Crew, work: Work) -> dict[str, Any]:
+        return {"files": crew.files, "total_files": len(work.files), "bytes": crew.bytes, "total_bytes": work.size}
+
+    def _tell(self, crew: Crew, work: Work) -> None:
+        self._progress("write", self._counts(crew, work))
+
+    def _ticking(self, items: Sequence[Found], step: str) -> Iterator[Found]:
+        for number, found in enumerate(items):
+            if number % 256 == 0:
+                self._progress(step, {})
+            yield found

@@ -1,0 +1,379 @@
+"""Writing the entries of a capture into open folders: content from frames, verified, then owner, mode and times.
+
+Each frame is decompressed once, by one of a few threads: the kernel makes files, zstd and sha256 run outside the
+interpreter's lock. A file whose content lies in one frame is verified before it is made; a larger one is removed again
+when its last byte shows that it is wrong. So nothing wrong stays under a final name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, groupby
+from typing import Final
+
+from mothball.errors import Corrupt
+from mothball.store.folders import Folders, denied, explained
+from mothball.store.merge import Found
+from mothball.store.read import Layer, show
+from mothball.store.toc import TocRow, read_frame
+
+TEMP_PREFIX: Final = b".mothball-restore-"
+"""Beginning of the names under which files are written that replace others; left behind only by a process that was killed."""
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_EMPTY_PER_UNIT: Final = 256
+_TICK_SECONDS: Final = 0.1
+_SPECIAL_BITS: Final = 0o6000
+
+Unit = list[Found]
+"""Files whose content begins in the same frame."""
+
+
+class Tally:
+    """What one writer did. Entries, and bytes of content."""
+
+    def __init__(self) -> None:
+        self.files = 0
+        self.links = 0
+        self.bytes = 0
+        self.owner_skipped = 0
+
+
+class Frames:
+    """Content of files by frames, for one thread; the last two frames stay in memory, at most 64 MiB each."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+        self._known: dict[tuple[int, int], bytes] = {}
+
+    def pieces(self, found: Found) -> Iterator[memoryview]:
+        """The content, frame by frame. `Corrupt` for a frame that is damaged and for a table that points outside."""
+        row = found.row
+        if not row.size:
+            return  # its frame means nothing, and was not checked
+        layer = self._layers[found.layer]
+        starts = layer.toc.starts
+        place, left = starts[row.frame] + row.offset, row.size
+        number = bisect_right(starts, place) - 1
+        while left:
+            if number >= len(layer.toc.frames):
+                raise layer.toc.corrupt(f"{show(row.path)} claims content outside its frames")
+            data = self._frame(layer, number)
+            start = place - starts[number]
+            piece = memoryview(data)[start : start + left]
+            yield piece
+            place += len(piece)
+            left -= len(piece)
+            number += 1
+
+    def mismatch(self, found: Found) -> Corrupt:
+        """The error for content that is not what the table of contents says."""
+        layer = self._layers[found.layer]
+        reason = f"the content of {show(found.row.path)} does not match its sha256"
+        return Corrupt(what=f"layer {layer.digest}", reason=reason, digest=layer.digest)
+
+    def _frame(self, layer: Layer, number: int) -> bytes:
+        key = (layer.number, number)
+        data = self._known.get(key)
+        if data is None:
+            while len(self._known) > 1:
+                del self._known[next(iter(self._known))]
+            data = self._known[key] = read_frame(layer.file, layer.toc, number)
+        return data
+
+
+class Unpacker:
+    """Makes entries below `folders`. With `replace` each is made under the name `temp` and then takes the place of what is there.
+
+    Only one unpacker may use `temp`. `tally` counts. Errors are ours and name the path.
+    """
+
+    def __init__(self, layers: Sequence[Layer], folders: Folders, *, replace: bool, temp: bytes) -> None:
+        self.tally = Tally()
+        self.folders = folders
+        self._frames = Frames(layers)
+        self._replace = replace
+        self._temp = temp
+        self._root = os.geteuid() == 0
+        self._own = (os.geteuid(), os.getegid())
+
+    def file(self, found: Found) -> None:
+        """One file with its content; raises `Corrupt` when it does not verify, and then leaves nothing."""
+        row = found.row
+        pieces = self._frames.pieces(found)
+        first = next(pieces, memoryview(b""))
+        if len(first) == row.size and row.sha256 and hashlib.sha256(first).digest() != row.sha256:
+            raise self._frames.mismatch(found)
+
+        def make(folder: int, name: bytes) -> None:
+            fd = os.open(name, _NEW, 0o600, dir_fd=folder)
+            try:
+                if len(first) != row.size or row.extents is not None:
+                    self._stream(fd, found, first, pieces)
+                else:
+                    _write(fd, first)
+                self._dress(fd, row, found.mtime_ns)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=folder)
+                raise
+            finally:
+                os.close(fd)
+
+        self._make(row.path, make)
+        self.tally.files += 1
+        self.tally.bytes += row.size
+
+    def link(self, found: Found) -> None:
+        """One symbolic link; where it leads to is not looked at."""
+        row = found.row
+
+        def make(folder: int, name: bytes) -> None:
+            os.symlink(row.link, name, dir_fd=folder)
+            self._give(row, lambda: os.chown(name, row.uid, row.gid, dir_fd=folder, follow_symlinks=False))
+            os.utime(name, ns=(found.mtime_ns, found.mtime_ns), dir_fd=folder, follow_symlinks=False)
+
+        self._make(row.path, make)
+        self.tally.links += 1
+
+    def further(self, first: bytes, found: Found) -> None:
+        """Another name of the file `first`, which has been made."""
+        above, _, base = first.rpartition(b"/")
+
+        def make(folder: int, name: bytes) -> None:
+            held = os.dup(folder)  # opening the first name's folder may close this one
+            try:
+                os.link(base, name, src_dir_fd=self.folders.open(above), dst_dir_fd=held, follow_symlinks=False)
+            finally:
+                os.close(held)
+
+        self._make(found.row.path, make)
+        self.tally.files += 1
+
+    def folder(self, found: Found) -> None:
+        """One new folder, for its owner alone until `dress_folder`."""
+
+        def make(folder: int, name: bytes) -> None:
+            os.mkdir(name, 0o700, dir_fd=folder)
+
+        self._in_folder(found.row.path, make)
+
+    def dress_folder(self, found: Found) -> None:
+        """Owner, mode and time of a folder; only when nothing more is written into it."""
+        row = found.row
+        try:
+            self._dress(self.folders.open(row.path), row, found.mtime_ns)
+        except OSError as error:
+            raise explained(error, row.path) from error
+        self.folders.lifted.pop(row.path, None)
+
+    def metadata(self, found: Found) -> None:
+        """Owner, mode and time of a file or link that is there with the right content."""
+        row = found.row
+        above, _, name = row.path.rpartition(b"/")
+        try:
+            folder = self.folders.open(above)
+            if row.type == "l":
+                self._give(row, lambda: os.chown(name, row.uid, row.gid, dir_fd=folder, follow_symlinks=False))
+                os.utime(name, ns=(found.mtime_ns, found.mtime_ns), dir_fd=folder, follow_symlinks=False)
+                return
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                self._dress(fd, row, found.mtime_ns)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise explained(error, row.path) from error
+
+    def remove(self, path: bytes) -> bool:
+        """Remove a file, link or empty folder; False when it is a folder that is not empty (any more)."""
+        gone = True
+
+        def make(folder: int, name: bytes) -> None:
+            nonlocal gone
+            try:
+                if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.rmdir(name, dir_fd=folder)
+                else:
+                    os.unlink(name, dir_fd=folder)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                gone = False
+
+        self.folders.forget(path)
+        self._in_folder(path, make)
+        return gone
+
+    def _make(self, path: bytes, make: Callable[[int, bytes], None]) -> None:
+        if not self._replace:
+            self._in_folder(path, make)
+            return
+
+        def take_place(folder: int, name: bytes) -> None:
+            held = os.dup(folder)
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._temp, dir_fd=held)  # of a run that was killed
+                make(held, self._temp)
+                try:
+                    os.rename(self._temp, name, src_dir_fd=held, dst_dir_fd=held)
+                finally:
+                    # Still there after a rename between two names of one file, which does nothing.
+                    with suppress(FileNotFoundError):
+                        os.unlink(self._temp, dir_fd=held)
+            finally:
+                os.close(held)
+
+        self._in_folder(path, take_place)
+
+    def _in_folder(self, path: bytes, make: Callable[[int, bytes], None]) -> None:
+        above, _, name = path.rpartition(b"/")
+        try:
+            try:
+                make(self.folders.open(above), name)
+            except OSError as error:
+                if not denied(error) or not self.folders.writable(above):
+                    raise
+                make(self.folders.open(above), name)
+        except OSError as error:
+            raise explained(error, path) from error
+
+    def _stream(self, fd: int, found: Found, first: memoryview, rest: Iterable[memoryview]) -> None:
+        row = found.row
+        sha = hashlib.sha256()
+        place = 0
+        if row.extents is not None:
+            os.ftruncate(fd, row.size)
+        for piece in chain((first,), rest):
+            sha.update(piece)
+            if row.extents is None:
+                _write(fd, piece)
+            elif not _write_data(fd, piece, place, row.extents):
+                raise self._frames.mismatch(found)
+            place += len(piece)
+        if row.sha256 and sha.digest() != row.sha256:
+            raise self._frames.mismatch(found)
+
+    def _dress(self, fd: int, row: TocRow, mtime_ns: int) -> None:
+        mode = row.mode
+        if not self._give(row, lambda: os.fchown(fd, row.uid, row.gid)):
+            mode &= ~_SPECIAL_BITS  # setuid to whoever restores is not what was captured
+        os.fchmod(fd, mode)
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+    def _give(self, row: TocRow, chown: Callable[[], None]) -> bool:
+        """Set the owner; False (and counted) when this user or this file system cannot."""
+        if (row.uid, row.gid) == self._own and not self._root:
+            return True
+        try:
+            if self._root:
+                chown()
+                return True
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EINVAL, errno.ENOTSUP}:
+                raise
+        self.tally.owner_skipped += 1
+        return False
+
+
+def _write(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _write_data(fd: int, piece: memoryview, place: int, extents: Sequence[tuple[int, int]]) -> bool:
+    """Write what of `piece`, which belongs at `place`, lies in `extents`; False when something outside them is not zero."""
+    number = max(bisect_right(extents, (place, 1 << 63)) - 1, 0)
+    done, end = place, place + len(piece)
+    while done < end:
+        offset, length = extents[number] if number < len(extents) else (end, 0)
+        if offset + length <= done and number < len(extents):
+            number += 1
+            continue
+        hole_end = min(max(offset, done), end)
+        hole = bytes(piece[done - place : hole_end - place])
+        if hole.count(0) != len(hole):
+            return False
+        stop = min(offset + length, end)
+        done = hole_end
+        while done < stop:
+            done += os.pwrite(fd, piece[done - place : stop - place], done)
+        number += 1
+    return True
+
+
+def units(files: Iterable[Found]) -> Iterator[Unit]:
+    """`files` (sorted as a `Selection` has them) in portions of one frame each; empty files in portions of their own."""
+    for (layer, _), group in groupby(files, key=lambda found: (found.layer, found.row.frame) if found.row.size else (-1, 0)):
+        portion = list(group)
+        if layer >= 0:
+            yield portion
+            continue
+        for start in range(0, len(portion), _EMPTY_PER_UNIT):
+            yield portion[start : start + _EMPTY_PER_UNIT]
+
+
+class Crew:
+    """The threads that unpack files. `make(number)` gives each its `Unpacker`; the first error ends all and is raised by `run`."""
+
+    def __init__(self, make: Callable[[int], Unpacker], threads: int) -> None:
+        self._make = make
+        self._count = threads
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self.crew: list[Unpacker] = []
+
+    def run(self, work: Iterator[Unit], tick: Callable[[], None]) -> None:
+        """Unpack all of `work`. `tick` is called about ten times a second from this thread; what it raises ends the work."""
+        self.crew = [self._make(number) for number in range(self._count)]
+        threads = [threading.Thread(target=self._work, args=(each, work), name="unpack", daemon=True) for each in self.crew]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(_TICK_SECONDS)
+                    tick()
+        finally:
+            self._stop.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def files(self) -> int:
+        """Files done so far."""
+        return sum(each.tally.files for each in self.crew)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of content done so far."""
+        return sum(each.tally.bytes for each in self.crew)
+
+    def _work(self, unpacker: Unpacker, work: Iterator[Unit]) -> None:
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    unit = next(work, None)
+                if unit is None:
+                    return
+                for found in unit:
+                    if self._stop.is_set():
+                        return
+                    unpacker.file(found)
+        except BaseException as error:
+            if self._error is None:
+                self._error = error
+            self._stop.set()
