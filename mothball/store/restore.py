@@ -12,7 +12,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,16 +26,16 @@ from mothball.store.restore_merge import Comparison, Omitted, Overwrite, Work
 from mothball.store.restore_target import Sibling, Target, open_sibling, open_target
 from mothball.store.selection import Patterns, Selection, estimate, select
 from mothball.store.tree import Tree
-from mothball.store.unpack import TEMP_PREFIX, Crew, Unpacker, units
+from mothball.store.unpack import Frames, Unpacker, units
 
 __all__ = ["Overwrite", "RestoreResult", "discard", "restore"]
 
 Progress = Callable[[str, dict[str, Any]], None]
 """Called often with the step (``compare``, ``write``, ``finish``) and counts; what it raises ends the restore."""
 
-THREADS: Final = 2
 OVERWRITE: Final = ("never", "changed", "always")
 _VERSION: Final = 1
+_TICK_EVERY: Final = 256
 _OMISSIONS: Final = PREFIX + "omissions"
 
 
@@ -89,7 +88,6 @@ def restore(
     dry_run: bool = False,
     progress: Progress | None = None,
     roots: tuple[Path, ...] | None = None,
-    threads: int = THREADS,
 ) -> RestoreResult:
     """Write the content of `tree` to the directory `target`.
 
@@ -115,7 +113,7 @@ def restore(
             "restore without deleting"
         )
     with open_target(target, roots, tree.blobs.root) as place:
-        run = _Restore(tree, place, tuple(include), patterns, progress, threads, dry_run=dry_run)
+        run = _Restore(tree, place, tuple(include), patterns, progress, dry_run=dry_run)
         delete = (patterns, omitted) if omitted is not None else None
         return run.run(overwrite, delete)
 
@@ -147,7 +145,7 @@ class _Restore:
     """One restore to one open target."""
 
     def __init__(
-        self, tree: Tree, target: Target, include: tuple[str, ...], patterns: Patterns, progress: Progress | None, threads: int,
+        self, tree: Tree, target: Target, include: tuple[str, ...], patterns: Patterns, progress: Progress | None,
         *, dry_run: bool,
     ) -> None:  # fmt: skip
         self._tree = tree
@@ -155,7 +153,6 @@ class _Restore:
         self._include = include
         self._patterns = patterns
         self._progress = progress or (lambda _step, _counts: None)
-        self._threads = threads
         self._dry = dry_run
         self._began = time.monotonic()
         self._selection = Selection()
@@ -249,8 +246,9 @@ class _Restore:
         return None
 
     def _dress_root(self, fd: int, root: Found) -> None:
-        unpacker = Unpacker(self._tree.layers, Folders(fd), replace=False, temp=b"")
-        unpacker.dress_folder(root)
+        with Frames(self._tree.layers) as frames:
+            unpacker = Unpacker(frames, Folders(fd), replace=False)
+            unpacker.dress_folder(root)
         self._skipped += unpacker.tally.owner_skipped
 
     # -- a directory with content --------------------------------------------------------------------------------------
@@ -304,45 +302,19 @@ class _Restore:
             )
 
     def _perform(self, fd: int, work: Work, *, replace: bool) -> RestoreResult:
-        layers = self._tree.layers
-        opened: list[Folders] = []
-
-        def make(number: int) -> Unpacker:
-            opened.append(Folders(fd, lift=True))
-            return Unpacker(layers, opened[-1], replace=replace, temp=TEMP_PREFIX + b"%d" % number)
-
-        main = make(0)
-        crew = Crew(lambda number: make(number + 1), self._threads if len(work.files) > 1 else 1)
-        try:
-            for path in work.remove:
-                main.remove(path)
-            for found in self._ticking(work.folders, "write"):
-                if found.row.path:
-                    main.folder(found)
-            crew.run(units(work.files), lambda: self._tell(crew, work))
-            for found in self._ticking(work.links, "write"):
-                main.link(found)
-            for first, names in work.groups.items():
-                for found in names:
-                    main.further(first, found)
-            for found in self._ticking(work.metadata, "finish"):
-                main.metadata(found)
-            kept = [path for path in work.delete if not main.remove(path)]
-            for found in self._ticking(sorted(work.dress, key=lambda each: each.row.path.count(b"/"), reverse=True), "finish"):
-                main.dress_folder(found)
-            self._progress("finish", self._counts(crew, work))
-        finally:
-            dressed = {found.row.path for found in work.dress}
-            for folders in opened:
-                folders.lifted = {path: mode for path, mode in folders.lifted.items() if path not in dressed}
-                with suppress(OSError):
-                    folders.restore_modes()
-                folders.close()
-        tallies = [main.tally, *(each.tally for each in crew.crew)]
-        self._skipped += sum(tally.owner_skipped for tally in tallies)
+        with Frames(self._tree.layers, units(work.files)) as frames, Folders(fd, lift=True) as folders:
+            unpacker = Unpacker(frames, folders, replace=replace)
+            try:
+                kept = self._write(unpacker, work)
+            finally:
+                for found in work.dress:
+                    folders.lifted.pop(found.row.path, None)
+                folders.restore_modes()
+        tally = unpacker.tally
+        self._skipped += tally.owner_skipped
         return self._result(
-            written=sum(tally.files + tally.links for tally in tallies) + len(work.folders),
-            written_bytes=sum(tally.bytes for tally in tallies),
+            written=tally.files + tally.links + len(work.folders),
+            written_bytes=tally.bytes,
             unchanged=work.unchanged,
             metadata=len(work.metadata),
             kept=len(work.kept) + len(kept),
@@ -350,6 +322,42 @@ class _Restore:
             actions=[Action("keep", show(path)) for path in (*work.kept, *kept)]
             + [Action("delete", show(path)) for path in work.delete if path not in kept],
         )
+
+    def _write(self, unpacker: Unpacker, work: Work) -> set[bytes]:
+        """Do all of `work`; returns what of `work.delete` is still there, because somebody filled it meanwhile."""
+        tally = unpacker.tally
+        step = "write"
+
+        def tick() -> None:
+            counts = {"files": tally.files, "total_files": work.count, "bytes": tally.bytes, "total_bytes": work.size}
+            self._progress(step, counts)
+
+        def ticking(items: Sequence[Found]) -> Iterator[Found]:
+            for number, found in enumerate(items):
+                if number % _TICK_EVERY == 0:
+                    tick()
+                yield found
+
+        for path in work.remove:
+            unpacker.remove(path)
+        for found in ticking(work.folders):
+            if found.row.path:
+                unpacker.folder(found)
+        for unit in units(work.files):
+            unpacker.unit(unit, tick)
+        for found in ticking(work.links):
+            unpacker.link(found)
+        for first, names in work.groups.items():
+            for found in ticking(names):
+                unpacker.further(first, found)
+        step = "finish"
+        for found in ticking(work.metadata):
+            unpacker.metadata(found)
+        kept = {path for path in work.delete if not unpacker.remove(path)}
+        for found in ticking(sorted(work.dress, key=lambda each: each.row.path.count(b"/"), reverse=True)):
+            unpacker.dress_folder(found)
+        tick()
+        return kept
 
     def _planned(self, work: Work) -> RestoreResult:
         further = [each for names in work.groups.values() for each in names]
@@ -386,15 +394,3 @@ class _Restore:
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._began, 6)
-
-    def _counts(self, crew: Crew, work: Work) -> dict[str, Any]:
-        return {"files": crew.files, "total_files": len(work.files), "bytes": crew.bytes, "total_bytes": work.size}
-
-    def _tell(self, crew: Crew, work: Work) -> None:
-        self._progress("write", self._counts(crew, work))
-
-    def _ticking(self, items: Sequence[Found], step: str) -> Iterator[Found]:
-        for number, found in enumerate(items):
-            if number % 256 == 0:
-                self._progress(step, {})
-            yield found

@@ -47,6 +47,11 @@ class Work:
         """Bytes on disk of the files that are replaced."""
 
     @cached_property
+    def count(self) -> int:
+        """Files to be written, each once however many names it has."""
+        return len(self.files)
+
+    @cached_property
     def size(self) -> int:
         """Bytes of content to be written; asked for only when `files` is complete."""
         return sum(found.row.size for found in self.files)

@@ -1,21 +1,24 @@
 """Writing the entries of a capture into open folders: content from frames, verified, then owner, mode and times.
 
-Each frame is decompressed once, by one of a few threads: the kernel makes files, zstd and sha256 run outside the
-interpreter's lock. A file whose content lies in one frame is verified before it is made; a larger one is removed again
-when its last byte shows that it is wrong. So nothing wrong stays under a final name.
+Each frame is decompressed once, ahead of the writing and beside it. Files are made by one thread: two of them spend more time
+on the interpreter's lock than they win. A file whose content lies in one frame is verified before it is made; a larger one
+is removed again when its last byte shows that it is wrong. So nothing wrong stays under a final name.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
-import threading
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from hashlib import sha256
 from itertools import chain, groupby
+from types import TracebackType
 from typing import Final
 
 from mothball.errors import Corrupt
@@ -28,7 +31,7 @@ TEMP_PREFIX: Final = b".mothball-restore-"
 """Beginning of the names under which files are written that replace others; left behind only by a process that was killed."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _EMPTY_PER_UNIT: Final = 256
-_TICK_SECONDS: Final = 0.1
+_AHEAD: Final = 3
 _SPECIAL_BITS: Final = 0o6000
 
 Unit = list[Found]
@@ -46,11 +49,24 @@ class Tally:
 
 
 class Frames:
-    """Content of files by frames, for one thread; the last two frames stay in memory, at most 64 MiB each."""
+    """Content of files by frames, at most five of them (64 MiB each at the worst) in memory. Use as a context manager.
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    `ahead` are files in the order in which they will be asked for: their frames are decompressed by a thread, so that the
+    caller finds them done. What is asked for in another order is decompressed when it is asked for.
+    """
+
+    def __init__(self, layers: Sequence[Layer], ahead: Iterable[Unit] = ()) -> None:
         self._layers = layers
         self._known: dict[tuple[int, int], bytes] = {}
+        self._coming: deque[tuple[tuple[int, int], Future[bytes]]] = deque()
+        self._keys = self._frames_of(ahead)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="frames")
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def pieces(self, found: Found) -> Iterator[memoryview]:
         """The content, frame by frame. `Corrupt` for a frame that is damaged and for a table that points outside."""
@@ -64,9 +80,8 @@ class Frames:
         while left:
             if number >= len(layer.toc.frames):
                 raise layer.toc.corrupt(f"{show(row.path)} claims content outside its frames")
-            data = self._frame(layer, number)
             start = place - starts[number]
-            piece = memoryview(data)[start : start + left]
+            piece = memoryview(self.frame(found.layer, number))[start : start + left]
             yield piece
             place += len(piece)
             left -= len(piece)
@@ -78,14 +93,42 @@ class Frames:
         reason = f"the content of {show(found.row.path)} does not match its sha256"
         return Corrupt(what=f"layer {layer.digest}", reason=reason, digest=layer.digest)
 
-    def _frame(self, layer: Layer, number: int) -> bytes:
-        key = (layer.number, number)
+    def frame(self, layer: int, number: int) -> bytes:
+        """One frame, decompressed."""
+        key = (layer, number)
         data = self._known.get(key)
         if data is None:
             while len(self._known) > 1:
                 del self._known[next(iter(self._known))]
-            data = self._known[key] = read_frame(layer.file, layer.toc, number)
+            data = self._known[key] = self._fetch(key)
         return data
+
+    def _fetch(self, key: tuple[int, int]) -> bytes:
+        coming = self._coming
+        if any(each == key for each, _ in coming):
+            while coming[0][0] != key:
+                coming.popleft()[1].cancel()
+            future = coming.popleft()[1]
+        else:
+            future = None
+        while len(coming) < _AHEAD and (following := next(self._keys, None)) is not None:
+            if following != key and following not in self._known:
+                coming.append((following, self._pool.submit(self._read, following)))
+        return future.result() if future is not None else self._read(key)
+
+    def _read(self, key: tuple[int, int]) -> bytes:
+        layer = self._layers[key[0]]
+        return read_frame(layer.file, layer.toc, key[1])
+
+    def _frames_of(self, ahead: Iterable[Unit]) -> Iterator[tuple[int, int]]:
+        for unit in ahead:
+            if not unit[0].row.size:
+                continue
+            last = unit[-1].row
+            starts = self._layers[unit[-1].layer].toc.starts
+            stop = bisect_right(starts, starts[last.frame] + last.offset + last.size - 1)
+            for number in range(unit[0].row.frame, stop):
+                yield unit[-1].layer, number
 
 
 class Unpacker:
@@ -94,28 +137,84 @@ class Unpacker:
     Only one unpacker may use `temp`. `tally` counts. Errors are ours and name the path.
     """
 
-    def __init__(self, layers: Sequence[Layer], folders: Folders, *, replace: bool, temp: bytes) -> None:
+    def __init__(self, frames: Frames, folders: Folders, *, replace: bool, temp: bytes = TEMP_PREFIX) -> None:
         self.tally = Tally()
         self.folders = folders
-        self._frames = Frames(layers)
+        self._frames = frames
         self._replace = replace
         self._temp = temp
         self._root = os.geteuid() == 0
         self._own = (os.geteuid(), os.getegid())
+        # Not so on a file system that gives every file its folder's group.
+        self._as_made = os.fstat(folders.root).st_gid == self._own[1]
 
-    def file(self, found: Found) -> None:
+    def unit(self, unit: Unit, tick: Callable[[], None]) -> None:
+        """The files of one frame. `tick` is called at least once per frame; what it raises ends the work."""
+        rest: Iterable[Found] = unit
+        if not self._replace and unit[0].row.size:
+            rest = self._small_files(unit)
+        for found in rest:
+            self.file(found, tick)
+        tick()
+
+    def _small_files(self, unit: Unit) -> list[Found]:
+        """The hot path: new files that lie whole in one frame. Returns those that do not."""
+        frame = memoryview(self._frames.frame(unit[0].layer, unit[0].row.frame))
+        tally, give = self.tally, self._give
+        rest: list[Found] = []
+        folder, above = self.folders.root, b""
+        path = b""
+        try:
+            for found in unit:
+                row = found.row
+                path, size, offset = row.path, row.size, row.offset
+                content = frame[offset : offset + size]
+                if len(content) != size or row.extents is not None:
+                    rest.append(found)
+                    continue
+                if sha256(content).digest() != row.sha256:
+                    raise self._frames.mismatch(found)
+                cut = path.rfind(b"/")
+                if path[: max(cut, 0)] != above:
+                    above = path[: max(cut, 0)]
+                    folder = self.folders.open(above)
+                name = path[cut + 1 :]
+                fd = os.open(name, _NEW, 0o600, dir_fd=folder)
+                try:
+                    if os.write(fd, content) != size:
+                        os.lseek(fd, 0, os.SEEK_SET)
+                        _write(fd, content)
+                    mode = row.mode
+                    made_so = self._as_made and (row.uid, row.gid) == self._own
+                    if not made_so and not give(row, partial(os.fchown, fd, row.uid, row.gid)):
+                        mode &= ~_SPECIAL_BITS
+                    os.fchmod(fd, mode)
+                    os.utime(fd, ns=(found.mtime_ns, found.mtime_ns))
+                except BaseException:
+                    with suppress(OSError):
+                        os.unlink(name, dir_fd=folder)
+                    raise
+                finally:
+                    os.close(fd)
+                tally.files += 1
+                tally.bytes += size
+        except OSError as error:
+            raise explained(error, path) from error
+        return rest
+
+    def file(self, found: Found, tick: Callable[[], None] = lambda: None) -> None:
         """One file with its content; raises `Corrupt` when it does not verify, and then leaves nothing."""
         row = found.row
         pieces = self._frames.pieces(found)
         first = next(pieces, memoryview(b""))
-        if len(first) == row.size and row.sha256 and hashlib.sha256(first).digest() != row.sha256:
+        if len(first) == row.size and row.sha256 and sha256(first).digest() != row.sha256:
             raise self._frames.mismatch(found)
 
         def make(folder: int, name: bytes) -> None:
             fd = os.open(name, _NEW, 0o600, dir_fd=folder)
             try:
                 if len(first) != row.size or row.extents is not None:
-                    self._stream(fd, found, first, pieces)
+                    self._stream(fd, found, chain((first,), pieces), tick)
                 else:
                     _write(fd, first)
                 self._dress(fd, row, found.mtime_ns)
@@ -247,19 +346,22 @@ class Unpacker:
         except OSError as error:
             raise explained(error, path) from error
 
-    def _stream(self, fd: int, found: Found, first: memoryview, rest: Iterable[memoryview]) -> None:
+    def _stream(self, fd: int, found: Found, pieces: Iterable[memoryview], tick: Callable[[], None]) -> None:
         row = found.row
-        sha = hashlib.sha256()
+        sha = sha256()
         place = 0
         if row.extents is not None:
             os.ftruncate(fd, row.size)
-        for piece in chain((first,), rest):
+        for piece in pieces:
+            tick()
             sha.update(piece)
             if row.extents is None:
                 _write(fd, piece)
             elif not _write_data(fd, piece, place, row.extents):
                 raise self._frames.mismatch(found)
             place += len(piece)
+            self.tally.bytes += len(piece)
+        self.tally.bytes -= row.size  # `file` counts it
         if row.sha256 and sha.digest() != row.sha256:
             raise self._frames.mismatch(found)
 
@@ -320,60 +422,3 @@ def units(files: Iterable[Found]) -> Iterator[Unit]:
             continue
         for start in range(0, len(portion), _EMPTY_PER_UNIT):
             yield portion[start : start + _EMPTY_PER_UNIT]
-
-
-class Crew:
-    """The threads that unpack files. `make(number)` gives each its `Unpacker`; the first error ends all and is raised by `run`."""
-
-    def __init__(self, make: Callable[[int], Unpacker], threads: int) -> None:
-        self._make = make
-        self._count = threads
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self.crew: list[Unpacker] = []
-
-    def run(self, work: Iterator[Unit], tick: Callable[[], None]) -> None:
-        """Unpack all of `work`. `tick` is called about ten times a second from this thread; what it raises ends the work."""
-        self.crew = [self._make(number) for number in range(self._count)]
-        threads = [threading.Thread(target=self._work, args=(each, work), name="unpack", daemon=True) for each in self.crew]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(_TICK_SECONDS)
-                    tick()
-        finally:
-            self._stop.set()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
-        if self._error is not None:
-            raise self._error
-
-    @property
-    def files(self) -> int:
-        """Files done so far."""
-        return sum(each.tally.files for each in self.crew)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of content done so far."""
-        return sum(each.tally.bytes for each in self.crew)
-
-    def _work(self, unpacker: Unpacker, work: Iterator[Unit]) -> None:
-        try:
-            while not self._stop.is_set():
-                with self._lock:
-                    unit = next(work, None)
-                if unit is None:
-                    return
-                for found in unit:
-                    if self._stop.is_set():
-                        return
-                    unpacker.file(found)
-        except BaseException as error:
-            if self._error is None:
-                self._error = error
-            self._stop.set()
