@@ -117,6 +117,10 @@ class Fleet:
         """Take the pin away."""
         return self.registry.workspaces.unpin(check_workspace_id(workspace))
 
+    def set_retention(self, workspace: str, rules: str | dict[str, Any] | None) -> Workspace:
+        """Say which snapshots are kept, such as ``last=10,within=7d`` or ``all``; None: as the settings of its host say."""
+        return self.registry.retentions.set(check_workspace_id(workspace), rules)
+
     def release(self, workspace: str, by: str = "") -> bool:
         """Forget the workspace (B-42); True when there was one. `Busy` while a job runs on it. The directory is not touched."""
         return bool(self.registry.workspaces.release(check_workspace_id(workspace), by))

@@ -135,7 +135,7 @@ def forget(ctx: JobContext, args: ForgetArgs) -> Outcome:
 def retain_store(ctx: JobContext, args: RetainArgs) -> Outcome:
     """Apply to each workspace of this host the retention of its own policy, else that of the settings."""
     registry = ctx.registry
-    wanted = patiently(lambda: list(registry.workspaces.retentions(ctx.host, args.workspace)))
+    wanted = patiently(lambda: list(registry.retentions.of_host(ctx.host, args.workspace)))
     store = _store(ctx.settings)
 
     places = {workspace: place for place, (workspace, _) in enumerate(wanted, 1)}

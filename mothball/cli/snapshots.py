@@ -32,6 +32,7 @@ def add_to(app: typer.Typer) -> None:
         ("keep", keep),
         ("forget", forget),
         ("retain", retain),
+        ("retention", retention),
     ):
         app.command(name, rich_help_panel=PANEL)(command)
 
@@ -111,7 +112,7 @@ def _policy(record: Workspace | None) -> tuple[Policy | str | None, int]:
     if record is None:
         return None, 0
     with open_fleet() as fleet:
-        return fleet.registry.workspaces.retention(record), fleet.registry.time_ms()
+        return fleet.registry.retentions.of(record), fleet.registry.time_ms()
 
 
 def _decisions(policy: Policy | str | None, found: list[Snapshot], now: int) -> list[Decision | None]:
@@ -233,10 +234,40 @@ def _retain_here(workspace: str | None, *, dry_run: bool, hidden: bool) -> dict[
                 reason = f"retention {retained.policy}"
                 registry.note_snapshots(retained.workspace, settings.host, retained.count, forgotten=gone, reason=reason)
 
-        wanted = list(registry.retentions(settings.host, workspace))
+        wanted = list(fleet.registry.retentions.of_host(settings.host, workspace))
         now = fleet.registry.time_ms()
         report = retain(store, wanted, now_ms=now, dry_run=dry_run, each=lambda name: count(name, len(wanted)), done=done)
     return report.to_dict()
+
+
+def retention(
+    workspace: WorkspaceId,
+    rules: Annotated[
+        str | None,
+        typer.Argument(metavar="[RULES]", help="last, within, hourly, daily, weekly, monthly; or all.", show_default=False),
+    ] = None,
+    *,
+    default: Annotated[bool, typer.Option("--default", help="Follow the host's settings.", show_default=False)] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Show or change which snapshots of a workspace are kept, for example last=10,within=7d,daily=14."""
+    if rules is not None and default:
+        raise errors.InvalidParams("give rules or --default, not both")
+    with open_fleet() as fleet:
+        changed = rules is not None or default
+        record = fleet.set_retention(workspace, rules) if changed else fleet.get(workspace)
+        own = "retention" in record.policy
+        policy = fleet.registry.retentions.of(record) if own or record.host == fleet.settings.host else None
+    text = policy if policy is None or isinstance(policy, str) else policy.text
+    if json:
+        emit_json({"workspace": record.id, "retention": text, "own": own})
+        return
+    where = "its own" if own else f"from the settings of host {record.host}"
+    line(
+        escape(
+            f"{text}  ({where})" if text is not None else f"it has none of its own and follows the settings of host {record.host}"
+        )
+    )
 
 
 def _print_retained(result: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ def register(
     expires_in: Annotated[str | None, typer.Option(help="Deadline from now: 30m, 24h, 7d.")] = None,
     pinned: Annotated[bool, typer.Option("--pinned", help="Exempt from eviction.", show_default=False)] = False,
     host: Annotated[str | None, typer.Option(help="Host that has the directory; default: this one.")] = None,
+    retention: Annotated[str | None, typer.Option(help="Which snapshots are kept; `mothball retention` changes it.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Register a directory. The same id with the same path again is the same record; nothing is captured yet."""
@@ -60,6 +61,8 @@ def register(
         "changeset_id": changeset, "base_commit": base_commit, "mode": mode, "pinned": pinned,
         "expires_in_ms": None if expires_in is None else int(parse_duration(expires_in) * 1000),
     }  # fmt: skip
+    if retention is not None:
+        fields["policy"] = {"retention": retention}
     if host is not None:
         fields["host"] = host
     else:

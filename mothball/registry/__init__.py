@@ -25,6 +25,7 @@ from mothball.registry.records import (
     Job,
     SubmitResult,
 )
+from mothball.registry.retentions import Retentions
 from mothball.registry.runs import BACKOFF_MS, MAX_JITTER_PER_MILLE
 from mothball.registry.scripts import Scripts
 from mothball.registry.slots import Slots
@@ -62,6 +63,7 @@ class Registry:
         scripts = Scripts(self._connection, settings)
         self.settings = settings
         self.workspaces = Workspaces(self._connection, scripts, settings)
+        self.retentions = Retentions(scripts, self.workspaces, settings)
         self.jobs = Jobs(self._connection, scripts, settings)
         self.hosts = Hosts(self._connection, scripts, settings)
         self.events = Events(self._connection, scripts, settings)

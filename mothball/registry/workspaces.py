@@ -315,29 +315,6 @@ class Workspaces:
         )
         return bool(answer[0] == "ok")
 
-    def retentions(self, host: str, only: str | None = None) -> Iterator[tuple[str, Policy | str]]:
-        """Each workspace of `host` (or `only` that one) with the policy of its snapshots, or why retention leaves it alone.
-
-        A workspace without a record is not among them: nobody knows what it was promised. Raises `NotFound` or `Gone` for `only`.
-        """
-        records = self.list(host=host, limit=_MAX_WHOLE) if only is None else [self.get(only)]
-        for record in records:
-            if record.host != host:
-                yield record.id, f"it lives on host {record.host}"
-            elif record.holds:
-                yield record.id, "somebody holds it"
-            else:
-                yield record.id, self.retention(record)
-
-    def retention(self, record: Workspace) -> Policy | str:
-        """The policy of this workspace's snapshots: its own, else that of the settings; a text says what is wrong with its own."""
-        if "policy" in record.unknown:
-            return "its own policy was lost with the registry"
-        try:
-            return Policy.parse(record.policy.get("retention", self._settings.retention))
-        except InvalidParams as error:
-            return f"its own policy is wrong: {error.message}"
-
     def latest_of_repo(self, repo: str, host: str, exclude: str = "") -> str | None:
         """Id of the workspace of `repo` on `host` that was captured last, other than `exclude`; None when there is none."""
         with self._connection.guard() as client:

@@ -75,7 +75,7 @@ def test_each_workspace_of_a_host_has_its_own_retention_or_that_of_the_settings(
     bench.raw.hset(bench.key("ws:old"), "policy", '{"retention":"keep_last=3"}')
     bench.workspace("lost")
     bench.raw.hset(bench.key("ws:lost"), "unknown", '["policy"]')
-    found = dict(bench.registry.workspaces.retentions(HOST))
+    found = dict(bench.registry.retentions.of_host(HOST))
     assert {name: policy for name, policy in found.items() if isinstance(policy, Policy)} == {
         "own": Policy(daily=2),
         "text": Policy(all=True),
@@ -84,13 +84,13 @@ def test_each_workspace_of_a_host_has_its_own_retention_or_that_of_the_settings(
     reasons = {name: reason for name, reason in found.items() if isinstance(reason, str)}
     assert set(reasons) == {"held", "old", "lost"}
     assert "keep_last" in reasons["old"]
-    assert dict(bench.registry.workspaces.retentions(HOST, "own")) == {"own": Policy(daily=2)}
-    assert "h2" in str(dict(bench.registry.workspaces.retentions(HOST, "elsewhere"))["elsewhere"])
+    assert dict(bench.registry.retentions.of_host(HOST, "own")) == {"own": Policy(daily=2)}
+    assert "h2" in str(dict(bench.registry.retentions.of_host(HOST, "elsewhere"))["elsewhere"])
     with pytest.raises(NotFound):
-        list(bench.registry.workspaces.retentions(HOST, "unknown"))
+        list(bench.registry.retentions.of_host(HOST, "unknown"))
     bench.registry.workspaces.release("own")
     with pytest.raises(Gone):
-        list(bench.registry.workspaces.retentions(HOST, "own"))
+        list(bench.registry.retentions.of_host(HOST, "own"))
 
 
 @pytest.mark.parametrize("retention", ["", "last=0", {}, {"keep_last": 3}, None, 7])
@@ -99,3 +99,41 @@ def test_a_retention_nobody_could_follow_is_refused_when_it_is_given(bench: Benc
         bench.workspace(ID, policy={"retention": retention})
     with pytest.raises(NotFound):
         bench.registry.workspaces.get(ID)
+
+
+def test_the_retention_of_a_workspace_can_be_changed_and_taken_back(bench: Bench) -> None:
+    """The rest of its policy stays as it was, empty lists included."""
+    other = {"capture": {"ignore": [], "profile": "light"}}
+    bench.workspace(ID, policy=other)
+    retentions = bench.registry.retentions
+    assert retentions.set(ID, {"last": 2, "within": "1w"}).policy == {**other, "retention": "last=2,within=7d"}
+    assert retentions.of(bench.registry.workspaces.get(ID)) == Policy.parse("last=2,within=7d")
+    with pytest.raises(InvalidParams):
+        retentions.set(ID, "last=0")
+    assert retentions.set(ID, None).policy == other
+    assert [event["value"] for event in events(bench, "workspace.retention_changed")] == ["settings", "last=2,within=7d"]
+    bench.raw.hset(bench.key(f"ws:{ID}"), "unknown", '["policy","title"]')
+    assert isinstance(retentions.of(bench.registry.workspaces.get(ID)), str)
+    record = retentions.set(ID, "all")
+    assert (retentions.of(record), record.unknown) == (Policy(all=True), ["title"])
+    with pytest.raises(NotFound):
+        retentions.set("o/r#404", "all")
+    bench.registry.workspaces.release(ID)
+    with pytest.raises(Gone):
+        retentions.set(ID, "all")
+
+
+def test_a_change_of_somebody_else_is_never_overwritten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came between reading the policy and writing it."""
+    bench.workspace(ID)
+    retentions = bench.registry.retentions
+    run = retentions._scripts.run
+    late = ['{"capture":{"profile":"light"}}', '{"capture":{"profile":"full"}}']
+
+    def meanwhile(name: str, *args: Any) -> Any:
+        if name == "set_policy" and late:
+            bench.raw.hset(bench.key(f"ws:{ID}"), "policy", late.pop(0))
+        return run(name, *args)
+
+    monkeypatch.setattr(retentions._scripts, "run", meanwhile)
+    assert retentions.set(ID, "last=1").policy == {"capture": {"profile": "full"}, "retention": "last=1"}
