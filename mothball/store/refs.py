@@ -166,10 +166,12 @@ class RefIndex:
 
     def _hold(self, digest: str) -> None:
         """Touch a manifest and all it names, or raise `TransientFailure`: what is gone has to be written again."""
+        if not self._blobs.exists(digest):
+            raise TransientFailure(reason=_taken(digest))
         manifest = load_manifest(self._blobs, digest)
         for blob in (Descriptor(MEDIA_MANIFEST, digest, self._blobs.size(digest)), manifest.config, *manifest.layers):
             if not self._blobs.touch(blob.digest, blob.size):
-                raise TransientFailure(reason=f"blob {blob.digest} left the store before a ref named it; it must be written again")
+                raise TransientFailure(reason=_taken(blob.digest))
 
     def _fence(self) -> int:
         try:
@@ -178,6 +180,10 @@ class RefIndex:
             return 0
         except ValueError as error:
             raise Corrupt(what=f"fence file of workspace {self.workspace!r}", reason="it does not hold a number") from error
+
+
+def _taken(digest: str) -> str:
+    return f"blob {digest} left the store before a ref named it; it must be written again"
 
 
 def _descriptor(ref: Ref) -> Descriptor:

@@ -108,7 +108,7 @@ def test_a_blob_is_moved_after_the_grace_and_deleted_after_the_window(store: Sto
     assert (third.deleted_blobs, third.deleted_bytes, third.trash_blobs) == (1, 15, 0)
     assert list(Trash(store).blobs.iterdir()) == []
     assert blob_names(store) == set(blobs_of(store, kept))
-    assert verify(store, deep=True).problems == []
+    assert verify(store, level="content").problems == []
 
 
 def test_whatever_an_index_names_is_never_taken_however_old(store: Store) -> None:
@@ -279,7 +279,7 @@ def test_undelete_brings_ref_and_blobs_back_whole(store: Store) -> None:
     assert [each.name for each in store.refs("w").list()] == ["latest", "snap-1"]
     age(store, 400 * DAY)
     assert run(store, empty_trash=True).moved_blobs == 0
-    assert verify(store, deep=True).problems == []
+    assert verify(store, level="content").problems == []
 
 
 def test_undelete_before_any_collection_needs_no_trash(store: Store) -> None:
@@ -323,7 +323,7 @@ def test_a_forgotten_ref_can_be_undeleted_as_long_as_the_window_says(store: Stor
         entry = Trash(store).buried("w")[0]
         assert all(store.blobs.exists(each) or Trash(store).find(each) for each in [entry.ref.digest])
     undelete(store, "w")
-    assert verify(store, deep=True).problems == []
+    assert verify(store, level="content").problems == []
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------
@@ -496,7 +496,7 @@ def test_a_writer_that_slept_too_long_is_refused_and_not_published_broken(store:
     refs.prepare()
     age(store)
     assert run(store).moved_blobs == 3
-    with pytest.raises((TransientFailure, Corrupt)):
+    with pytest.raises(TransientFailure, match="written again"):
         refs.replace(lambda before: [*before, Ref("latest", digest, size)])
     assert refs.list() == []
 
@@ -559,7 +559,7 @@ def test_a_kill_before_any_file_operation_loses_nothing_and_leaves_nothing(store
         undelete(store, "ends") if not store.refs("ends").exists else None
         assert store.refs("ends").get().digest == ends
         undelete(store, "w", "snap-1")
-        assert verify(store, deep=True).problems == []
+        assert verify(store, level="content").problems == []
         sweep_dead_temp(store)
         for _ in range(3):
             age(store, TRASH + DAY)
