@@ -41,13 +41,34 @@ def test_a_reference_has_its_parts_and_is_written_as_it_was(text: str, parts: tu
 @pytest.mark.parametrize(
     "text",
     [
-        "", "a", "a:b", "repo/name:tag", "library/ubuntu:22.04", "r.io/:tag", "r.io/A:b", "r.io/a", "r.io/a:", "r.io/a:b:c",
-        "r.io/a b:c",         "r.io/../x:y", "r.io/a//b:c", "r.io/-a:b", "r.io/a@sha256:12", "r.io/a@md5:" + "0" * 32, "r.io/a:" + "t" * 129,
+        "",
+        "a",
+        "a:b",
+        "repo/name:tag",
+        "library/ubuntu:22.04",
+        "r.io/:tag",
+        "r.io/A:b",
+        "r.io/a",
+        "r.io/a:",
+        "r.io/a:b:c",
+        "r.io/a b:c",
+        "r.io/../x:y",
+        "r.io/a//b:c",
+        "r.io/-a:b",
+        "r.io/a@sha256:12",
+        "r.io/a@md5:" + "0" * 32,
+        "r.io/a:" + "t" * 129,
         "-r.io/a:b",
-        "r.io:/a:b", "r.io:port/a:b", "r_x.io/a:b", "https://r.io/a:b", "r.io/" + "a" * 300 + ":b", "r.io/a:b\n",
-        "r.io/a:b?x=y", "r.io/a#:b",
+        "r.io:/a:b",
+        "r.io:port/a:b",
+        "r_x.io/a:b",
+        "https://r.io/a:b",
+        "r.io/" + "a" * 300 + ":b",
+        "r.io/a:b\n",
+        "r.io/a:b?x=y",
+        "r.io/a#:b",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_reference_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InvalidParams):
         parse_reference(text)
