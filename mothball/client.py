@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mothball import errors
-from mothball.handles import FINAL_STATES, CaptureJob, JobHandle, PullJob, PushJob, SnapshotJob
+from mothball.handles import FINAL_STATES, CaptureJob, JobHandle, PullJob, PushJob, RestoreJob, SnapshotJob
 from mothball.names import check_workspace_id
 
 if TYPE_CHECKING:
@@ -221,6 +221,19 @@ class Fleet:
         submitted = self.submit("store.collect", args, workspace=None, host=host, lane=lane)
         return JobHandle(self, submitted.job.id, dict, joined=submitted.joined)
 
+    def verify(
+        self, host: str, *, workspace: str | None = None, level: str = "structure", sample: float | None = None,
+        seed: int | None = None, repair_from: str | None = None,
+    ) -> JobHandle[dict[str, Any]]:  # fmt: skip
+        """Ask `host` to verify its store: ``structure``, ``sample`` (per cent of the bytes), ``deep`` or ``content``.
+
+        Damage does not fail the job: it is in the result's ``problems``. `repair_from`: ``REGISTRY/REPO`` to fetch blobs from.
+        """
+        given = {"workspace": workspace, "sample_percent": sample, "seed": seed, "repair_from": repair_from}
+        args: dict[str, Any] = {"host": host, "level": level} | {name: value for name, value in given.items() if value is not None}
+        # No lane: a request that asks for more must not be joined by one that asks for less.
+        return JobHandle(self, self.submit("store.verify", args, workspace=None, host=host).job.id, dict)
+
     def undelete(self, workspace: str, ref: str | None = None, *, host: str | None = None) -> JobHandle[dict[str, Any]]:
         """Ask to bring the forgotten capture `ref` (None: all) of `workspace` back from the trash of `host`.
 
@@ -243,6 +256,43 @@ class Fleet:
         """Ask the workspace's host to fetch ``REGISTRY/REPO:TAG`` (or ``@sha256:...``) as the workspace's next snapshot."""
         args = {"workspace": check_workspace_id(workspace), "reference": reference, "label": label}
         return PullJob(self, self.submit("workspace.pull", args, workspace=workspace).job.id)
+
+    def restore(
+        self,
+        workspace: str | None,
+        to: str,
+        *,
+        ref: str = "latest",
+        include: Sequence[str] = (),
+        overwrite: str | None = None,
+        delete_extra: bool = False,
+        dry_run: bool = False,
+        host: str | None = None,
+        source: str | None = None,
+    ) -> RestoreJob:
+        """Ask for a capture as a directory `to` (absolute, below a workspace root of that host).
+
+        A capture of `workspace` is restored on the workspace's host. With `source`, ``REGISTRY/REPO:TAG``, it is fetched from
+        there instead and any `host` can do it; push first to bring a capture to another host. The other arguments are those
+        of `mothball.store.restore.restore`; a job that is repeated goes on where its last run ended.
+        """
+        if not Path(to).is_absolute():
+            raise errors.InvalidParams(f"target {to!r} must be an absolute path")
+        args: dict[str, Any] = {
+            "to": to, "include": list(include), "overwrite": overwrite, "delete_extra": delete_extra, "dry_run": dry_run
+        }  # fmt: skip
+        if source is not None:
+            place = host or (self.get(workspace).host if workspace is not None else self.settings.host)
+            submitted = self.submit("store.restore", {**args, "host": place, "source": source}, workspace=None, host=place)
+            return RestoreJob(self, submitted.job.id)
+        if workspace is None:
+            raise errors.InvalidParams("say which workspace, or a source to fetch from")
+        if host is not None and (home := self.get(workspace).host) != host:
+            raise errors.InvalidParams(
+                f"the captures of {workspace!r} are on host {home!r}; push one to a registry and restore it on {host!r} from there"
+            )
+        args |= {"workspace": check_workspace_id(workspace), "ref": ref}
+        return RestoreJob(self, self.submit("workspace.restore", args, workspace=workspace).job.id)
 
     def submit(
         self, task: str, args: dict[str, Any], *, workspace: str | None, lane: str | None = None, host: str | None = None

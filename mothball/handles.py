@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mothball.capture import CaptureResult
     from mothball.client import Fleet
     from mothball.registry import Job
+    from mothball.store.restore_result import RestoreResult
     from mothball.store.snapshots import SnapshotResult
 
 ResultT = TypeVar("ResultT")
@@ -158,6 +159,21 @@ class PullResult(NamedTuple):
     fetched: int
     skipped: int
     received: int
+
+
+class RestoreJob(JobHandle["RestoreResult"]):
+    """A submitted restore; `wait` returns the `RestoreResult`, with the first actions only."""
+
+    def __init__(self, fleet: Fleet, job_id: str) -> None:
+        super().__init__(fleet, job_id, _restore_result)
+
+
+def _restore_result(outcome: dict[str, Any]) -> RestoreResult:
+    import msgspec
+
+    from mothball.store.restore_result import RestoreResult
+
+    return msgspec.convert(outcome, RestoreResult, strict=False)
 
 
 class PushJob(JobHandle[PushResult]):

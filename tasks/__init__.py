@@ -2,5 +2,13 @@
 
 from __future__ import annotations
 
-MODULES = ("tasks.capture", "tasks.collect", "tasks.maintenance", "tasks.snapshot", "tasks.transfer")
+MODULES = (
+    "tasks.capture",
+    "tasks.collect",
+    "tasks.maintenance",
+    "tasks.restore",
+    "tasks.snapshot",
+    "tasks.transfer",
+    "tasks.verify",
+)
 """Modules that declare tasks; importing them fills `tasks.job.SPECS` and `tasks.sweep.SWEEPS`."""

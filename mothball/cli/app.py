@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mothball import __version__, errors
-from mothball.cli import collect, doctor, fleet, jobs, look, snapshots, store, transfer, workspaces
+from mothball.cli import collect, doctor, fleet, jobs, look, restore, snapshots, store, transfer, workspaces
 from mothball.cli.output import emit_error
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def build_app() -> typer.Typer:
     snapshots.add_to(app)
     look.add_to(app)
     store.add_to(app)
+    restore.add_to(app)
     transfer.add_to(app)
     collect.add_to(app)
     fleet.add_to(app)

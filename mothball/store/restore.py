@@ -19,16 +19,18 @@ import msgspec
 
 from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, LeaseLost, MothballError, NoSpace
 from mothball.store.folders import Folders
+from mothball.store.frames import Frames, units
 from mothball.store.manifest import PREFIX, load_config
 from mothball.store.merge import Found
 from mothball.store.read import show
 from mothball.store.restore_merge import Comparison, Omitted, Overwrite, Work
+from mothball.store.restore_result import Action, RestoreResult, bounded
 from mothball.store.restore_target import Sibling, Target, open_sibling, open_target
 from mothball.store.selection import Patterns, Selection, estimate, select
 from mothball.store.tree import Tree
-from mothball.store.unpack import Frames, Unpacker, units
+from mothball.store.unpack import Unpacker
 
-__all__ = ["Overwrite", "RestoreResult", "discard", "restore"]
+__all__ = ["Overwrite", "RestoreResult", "bounded", "check_target", "discard", "restore"]
 
 Progress = Callable[[str, dict[str, Any]], None]
 """Called often with the step (``compare``, ``write``, ``finish``) and counts; what it raises ends the restore."""
@@ -37,45 +39,6 @@ OVERWRITE: Final = ("never", "changed", "always")
 _VERSION: Final = 1
 _TICK_EVERY: Final = 256
 _OMISSIONS: Final = PREFIX + "omissions"
-
-
-class Action(msgspec.Struct, frozen=True):
-    """One thing a restore does or leaves: ``write``, ``metadata``, ``delete`` or ``keep``. Paths as `show` has them."""
-
-    action: str
-    path: str
-
-
-class RestoreResult(msgspec.Struct, frozen=True):
-    """What a restore did, or with `dry_run` would do. Sizes in bytes; `files` and `bytes` count what was chosen."""
-
-    target: str
-    digest: str
-    files: int
-    folders: int
-    links: int
-    bytes: int
-    written: int = 0
-    """Files (further names too), links and folders made or replaced by this run."""
-    written_bytes: int = 0
-    unchanged: int = 0
-    """Entries that were there already as captured; after a continued run, those of the runs before."""
-    metadata: int = 0
-    """Entries of which only owner, mode or time was set."""
-    kept: int = 0
-    """Entries that were not written because something is there (overwrite never), or foreign ones that are never deleted."""
-    deleted: int = 0
-    owner_skipped: int = 0
-    """Entries whose owner could not be set; their setuid and setgid bits are left off."""
-    resumed: bool = False
-    dry_run: bool = False
-    seconds: float = 0.0
-    actions: list[Action] = []
-    """All of them with `dry_run`; else what was kept and deleted."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return msgspec.to_builtins(self)  # type: ignore[no-any-return]  # a Struct becomes a dict
 
 
 def restore(
@@ -118,12 +81,27 @@ def restore(
         return run.run(overwrite, delete)
 
 
-def discard(target: Path, *, roots: tuple[Path, ...] | None = None, store: Path) -> bool:
-    """Remove what an unfinished restore to `target` left beside it; True when there was something. Errors as `restore`."""
+def discard(
+    target: Path, *, roots: tuple[Path, ...] | None = None, store: Path, digest: str | None = None, include: Sequence[str] = ()
+) -> bool:
+    """Remove what an unfinished restore to `target` left beside it; True when there was something. Errors as `restore`.
+
+    With `digest` only what a restore of that capture with these `include` patterns left.
+    """
     with open_target(target, roots, store) as place, open_sibling(place, make=False) as sibling:
-        if sibling is not None:
-            sibling.remove()
-        return sibling is not None
+        if sibling is None:
+            return False
+        known = sibling.state()
+        if digest is not None and (known.get("digest"), known.get("include")) != (digest, list(include)):
+            return False
+        sibling.remove()
+        return True
+
+
+def check_target(target: Path, *, roots: tuple[Path, ...] | None, store: Path) -> None:
+    """Raise what `restore` would raise for the place alone: another root, a link, a file, no folder above it."""
+    with open_target(target, roots, store) as place:
+        place.look()
 
 
 def _omitted(tree: Tree) -> Omitted:

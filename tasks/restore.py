@@ -1,0 +1,130 @@
+"""workspace.restore and store.restore: a capture as a directory, on the workspace's host or, from a registry, on any host."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mothball.errors import InvalidParams, LeaseLost, MothballError
+from mothball.names import check_workspace_id
+from mothball.settings import Settings
+from mothball.store import Store
+from mothball.store.refs import LATEST
+from tasks.context import JobContext
+from tasks.hosts import HostArgs
+from tasks.job import Outcome, job_task
+
+log = structlog.stdlib.get_logger("mothball.restore")
+MAX_PATH = 4096
+MAX_REFERENCE = 1000
+_SOFT_MARGIN_SECONDS = 60
+
+
+class _Where(BaseModel):
+    """What both jobs take: where to, what of the capture, and what happens to what is there."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    to: str = Field(max_length=MAX_PATH, description="directory on that host, below one of its workspace roots")
+    include: list[str] = Field(default=[], description="only what these patterns choose")
+    overwrite: Literal["never", "changed", "always"] | None = Field(default=None, description="for a target with content")
+    delete_extra: bool = Field(default=False, description="delete what the capture does not have")
+    dry_run: bool = Field(default=False, description="say what would be done")
+
+
+class RestoreArgs(_Where):
+    """Arguments of workspace.restore."""
+
+    workspace: str = Field(description="id of a registered workspace")
+    ref: str = Field(default=LATEST, description="which capture: latest, snap-3 or a digest")
+
+    @field_validator("workspace")
+    @classmethod
+    def _is_an_id(cls, value: str) -> str:
+        try:
+            return check_workspace_id(value)
+        except InvalidParams as error:
+            raise ValueError(error.message) from None
+
+
+class HostRestoreArgs(_Where, HostArgs):
+    """Arguments of store.restore."""
+
+    source: str = Field(max_length=MAX_REFERENCE, description="what, REGISTRY/REPO:TAG or REGISTRY/REPO@sha256:...")
+
+
+def hard_limit(settings: Settings) -> int:
+    """Hard time limit of a restore, seconds."""
+    return settings.transfer_time_limit
+
+
+def soft_limit(settings: Settings) -> int:
+    """Soft time limit, seconds: a minute to record why, or half of a limit shorter than two minutes."""
+    return settings.transfer_time_limit - min(_SOFT_MARGIN_SECONDS, settings.transfer_time_limit // 2)
+
+
+@job_task(name="workspace.restore", args=RestoreArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit)
+def restore(ctx: JobContext, args: RestoreArgs) -> Outcome:
+    """Write a capture of the workspace to a directory of its host."""
+    store = Store(ctx.settings.store_dir, fsync=ctx.settings.fsync)
+    ref = store.refs(args.workspace).get(args.ref)
+    return Outcome(result={"workspace": args.workspace, "ref": ref.name, **_restore(ctx, store, ref.digest, args)})
+
+
+@job_task(name="store.restore", args=HostRestoreArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit)
+def store_restore(ctx: JobContext, args: HostRestoreArgs) -> Outcome:
+    """Fetch a capture from a registry and write it to a directory of this host; no workspace and no ref is made for it."""
+    from mothball.package.remote import pull
+    from mothball.store.restore import check_target
+
+    check_target(Path(args.to), roots=ctx.settings.workspace_roots, store=ctx.settings.store_dir)  # before an hour's transfer
+    store = Store(ctx.settings.store_dir, fsync=ctx.settings.fsync)
+    store.prepare()
+
+    def report(*, step: str = "pull", **counts: Any) -> None:
+        ctx.checkpoint(step, **counts)
+
+    pulled = pull(store, args.source, ctx.settings, progress=report)
+    return Outcome(result={"host": ctx.host, "source": pulled.reference, **_restore(ctx, store, pulled.digest, args)})
+
+
+def _restore(ctx: JobContext, store: Store, digest: str, args: _Where) -> dict[str, Any]:
+    # Here and not above: beat and Flower import this module too and never restore.
+    from mothball.store.restore import bounded
+    from mothball.store.restore import restore as restore_tree
+    from mothball.store.tree import Tree
+
+    target, roots = Path(args.to), ctx.settings.workspace_roots
+    try:
+        with Tree.open(store, digest) as tree:
+            result = restore_tree(
+                tree, target, include=tuple(args.include), overwrite=args.overwrite, delete_extra=args.delete_extra,
+                dry_run=args.dry_run, progress=lambda step, counts: ctx.checkpoint(step, **counts), roots=roots,
+            )  # fmt: skip
+    except LeaseLost:
+        raise  # another run of this job goes on with what was written
+    except Exception as error:
+        if _is_last(ctx, error) and not args.dry_run:
+            _discard(target, ctx.settings, digest, args.include)
+        raise
+    counts = {key: value for key, value in result.to_dict().items() if key not in {"actions", "target", "digest"}}
+    log.info("restored", target=result.target, digest=digest, **counts)
+    return bounded(result).to_dict()
+
+
+def _is_last(ctx: JobContext, error: Exception) -> bool:
+    """True when no further run of this job will go on with what was written."""
+    final = isinstance(error, MothballError) and not error.retryable
+    return final or ctx.job.attempts + 1 >= ctx.settings.max_attempts
+
+
+def _discard(target: Path, settings: Settings, digest: str, include: list[str]) -> None:
+    from mothball.store.restore import discard
+
+    with suppress(MothballError, OSError):  # the error that ended the job is the one to tell
+        if discard(target, roots=settings.workspace_roots, store=settings.store_dir, digest=digest, include=tuple(include)):
+            log.info("removed what was written so far", target=str(target))
