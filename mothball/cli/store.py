@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mothball import errors
 from mothball.cli.local import hosted, load_settings, local_store
 from mothball.cli.output import JsonFlag, emit_json, line
+from mothball.cli.session import open_fleet
 from mothball.cli.text import human_bytes, printable
+from mothball.cli.waiting import NoWait, Timeout, finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from mothball.store.verify import Level
 
 PANEL = "Captures"
 PROBLEMS_SHOWN = 20
@@ -27,33 +31,98 @@ def add_to(app: typer.Typer) -> None:
 
 def verify(
     workspace: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only this workspace.", show_default=False)] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Check every file as well, not only blobs.", show_default=False)] = False,
+    *,
+    sample: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Read a random share of the content again, for example 5%.")
+    ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every blob again.", show_default=False)] = False,
+    content: Annotated[
+        bool, typer.Option("--content", help="Compare every file with its layer's table of contents too.", show_default=False)
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Take the sample of this number again.")] = None,
+    repair_from: Annotated[
+        str | None, typer.Option(metavar="REGISTRY/REPO", help="Fetch damaged blobs from here and verify again.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Host whose store it is; default: this one, at once.")] = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = None,
     json: JsonFlag = False,
 ) -> None:
-    """Check this host's store: recompute the digests of what the captures refer to. Exit code 1 when something is damaged."""
+    """Check a store: every index, manifest and table of contents, every size. Exit code 1 when something is damaged."""
+    if (sample is not None) + deep + content > 1:
+        raise errors.InvalidParams("--sample, --deep and --content exclude each other: each reads more than the one before")
+    if seed is not None and sample is None:
+        raise errors.InvalidParams("--seed is for --sample")
+    level: Level = "content" if content else "deep" if deep else "structure" if sample is None else "sample"
+    share = None if sample is None else _share(sample)
+    job: str | None = None
+    if host is None:
+        if no_wait or timeout is not None:
+            raise errors.InvalidParams("--no-wait and --timeout are for a job; give --host as well")
+        result = _verify_here(workspace, level, share, seed, repair_from, hidden=json)
+    else:
+        with open_fleet() as fleet:
+            handle = fleet.verify(host, workspace=workspace, level=level, sample=share, seed=seed, repair_from=repair_from)
+            answer = finished(handle, f"verify {printable(host)}", no_wait=no_wait, timeout=timeout, json=json)
+        if answer is None:
+            return
+        job, result = handle.id, answer
+    if json:
+        emit_json(result if job is None else {"job": job, "result": result})
+    else:
+        _print(result)
+    if count := len(result["problems"]) + result.get("problems_more", 0):
+        raise errors.Corrupt(
+            what="the store",
+            reason=f"{count} problems; `mothball verify --repair-from` fetches blobs that were pushed, "
+            "`mothball capture --full` writes a fresh layer",
+        )
+    if not json:
+        line("everything that was looked at is as it was written")
+
+
+def _verify_here(
+    workspace: str | None, level: Level, share: float | None, seed: int | None, source: str | None, *, hidden: bool
+) -> dict[str, Any]:
     settings = load_settings()
     if workspace is not None:
         hosted(settings, workspace)
-    from mothball.store.verify import verify as verify_store
+    from mothball.package.mend import verify_and_repair
 
-    with _progress("verify", hidden=json) as progress:
-        report = verify_store(local_store(settings), workspace, deep, progress)
-    damage = [{"digest": item.digest, "refs": list(item.refs), "reason": item.reason} for item in report.problems]
-    if json:
-        emit_json({"checked": report.checked, "bytes": report.bytes, "refs": report.refs, "problems": damage})
-    else:
-        for item in damage[:PROBLEMS_SHOWN]:
-            users = ", ".join(map(str, item["refs"])) or "nothing"
-            line(printable(f"damaged: {item['digest']}: {item['reason']} (used by {users})"))
-        line(f"{report.checked:,} blobs of {_count(report.refs)} captures checked, {human_bytes(report.bytes)}")
-    if damage:
-        raise errors.Corrupt(what="the store", reason=f"{len(damage)} problems; `mothball capture --full` writes a fresh layer")
-    if not json:
-        line("everything is as it was written")
+    with _progress("verify", hidden=hidden) as progress:
+        verified = verify_and_repair(
+            local_store(settings), settings, workspace, level,
+            sample=share or settings.verify_sample_percent, seed=seed, source=source, progress=progress,
+        )  # fmt: skip
+    return verified.to_dict()
 
 
-def _count(refs: object) -> int:
-    return refs if isinstance(refs, int) else len(list(refs))  # type: ignore[call-overload]
+def _share(text: str) -> float:
+    """Per cent of ``5%``, ``5`` or ``0.5 %``; `InvalidParams` otherwise."""
+    try:
+        share = float(text.strip().removesuffix("%"))
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 100:  # noqa: PLR2004 - per cent
+        raise errors.InvalidParams(f"{printable(text)!r} is no share; write for example 5% (more than 0, at most 100)")
+    return share
+
+
+def _print(result: dict[str, Any]) -> None:
+    for item in result["problems"][:PROBLEMS_SHOWN]:
+        users = ", ".join(item["refs"][:PROBLEMS_SHOWN]) or "nothing"
+        more = len(item["refs"]) + item.get("refs_more", 0) - PROBLEMS_SHOWN
+        users += f" and {more:,} more" if more > 0 else ""
+        line(printable(f"damaged: {item['digest'] or 'no blob'}: {item['reason']} (harms {users})"))
+    for digest in result["repaired"]:
+        line(printable(f"repaired: {digest}"))
+    for digest, reason in result["unrepaired"]:
+        line(printable(f"not repaired: {digest}: {reason}"))
+    sampled = f", chosen by --seed {result['seed']}" if result["seed"] is not None else ""
+    line(
+        f"{result['checked']:,} blobs of {result['refs']:,} captures, {human_bytes(result['bytes'])}; "
+        f"{human_bytes(result['hashed_bytes'])} in {result['hashed']:,} blobs read again{sampled}"
+    )
 
 
 @contextmanager
@@ -69,7 +138,7 @@ def _progress(label: str, *, hidden: bool) -> Iterator[Callable[..., None]]:
     ) as shown:
         task = shown.add_task(label, total=None)
 
-        def update(*, blobs: int, bytes: int) -> None:  # noqa: A002 - the reader's names
-            shown.update(task, description=f"{label}: {blobs:,} blobs, {human_bytes(bytes)}")
+        def update(*, blobs: int = 0, bytes: int = 0, step: str = label, **_: object) -> None:  # noqa: A002 - the reader's names
+            shown.update(task, description=f"{step}: {blobs:,} blobs, {human_bytes(bytes)}")
 
         yield update

@@ -1,37 +1,43 @@
 """Checking a store: is everything there that the captures refer to, and is it what was written?
 
-Always: layouts, refs, manifests, configs, the number of diff ids, sizes, tables of contents, and the digest of every blob.
-Deep: every layer is decompressed as well, its tar compared member by member with its table of contents, every file with its
-sha256, the whole with its diff id, and the merged tree of every capture is walked; blobs that nothing refers to are hashed.
-Memory is bounded by a frame and a table's blocks. One damaged blob never hides the next.
+What is looked at grows with the level. ``structure``: layouts, refs, manifests and configs by digest, the size of every blob, every
+table of contents. ``sample``: also the digest of a random share of the layers' bytes. ``deep``: the digest of every blob, of
+those that nothing refers to as well. ``content``: every layer is decompressed too, its tar compared member by member with its
+table of contents, every file with its sha256, the whole with its diff id, and the merged tree of every capture is walked.
+Memory is bounded by a frame and a table's blocks. One damaged blob never hides the next, and what is forgotten and collected
+while the check runs is no damage.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import re
+import secrets
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, get_args
 
 import msgspec
 
-from mothball.errors import Corrupt, MothballError, NotFound
+from mothball.errors import Corrupt, InvalidParams, MothballError, NotFound
 from mothball.store import Ref, RefIndex, Store
 from mothball.store.blobs import check_digest
 from mothball.store.content import compare_content
+from mothball.store.hashing import rehash
 from mothball.store.manifest import PREFIX, Manifest, diff_ids, load_manifest
-from mothball.store.read import Layer
 from mothball.store.tree import Tree, open_layer
 
+Level = Literal["structure", "sample", "deep", "content"]
 Progress = Callable[..., None]
-"""Called with ``blobs=`` (checked so far) and ``bytes=`` (read so far), often; what it raises ends the check."""
+"""Called with ``blobs=`` (looked at so far) and ``bytes=`` (read so far), often; what it raises ends the check."""
 
 MAX_PROBLEMS: Final = 10_000
+DEFAULT_SAMPLE: Final = 5.0
 _WORKSPACE = PREFIX + "workspace"
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -45,34 +51,61 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
-    """`checked` blobs of `bytes` bytes; `refs` is how many captures were looked at. Whole when `problems` is empty."""
+    """`checked` blobs of `bytes` bytes, of which `hashed` with `hashed_bytes` were read again; `refs` counts the captures.
+
+    Whole when `problems` is empty. Of level ``sample``: `seed` and `sample` (per cent) choose the same blobs of a store again.
+    """
 
     checked: int
     bytes: int
     refs: int
     problems: list[Problem]
+    level: Level = "structure"
+    hashed: int = 0
+    hashed_bytes: int = 0
+    sample: float | None = None
+    seed: int | None = None
 
 
-def verify(store: Store, workspace_id: str | None = None, deep: bool = False, progress: Progress | None = None) -> VerifyReport:
-    """Check the captures of one workspace, or the whole store. Damage is reported, not raised.
+def verify(
+    store: Store,
+    workspace_id: str | None = None,
+    level: Level = "structure",
+    *,
+    sample: float = DEFAULT_SAMPLE,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Check the captures of one workspace, or the whole store. Damage is reported, not raised; nothing is written or repaired.
 
-    `NotFound` when the workspace has no captures here. Nothing is written or repaired.
+    `sample` is the share of the layers' bytes in per cent that level ``sample`` hashes; whole blobs are taken at random by `seed`.
+    `NotFound` when the workspace has no captures here, `InvalidParams` for an unknown level or a share outside 0 to 100.
     """
-    return _Check(store, deep, progress or (lambda **_: None)).run(workspace_id)
+    if level not in get_args(Level):
+        raise InvalidParams(f"{level!r} is no level of verification; there are {', '.join(get_args(Level))}")
+    if not 0 < sample <= 100:  # noqa: PLR2004  # per cent
+        raise InvalidParams(f"a sample of {sample:g} % cannot be taken; it is more than 0 and at most 100")
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+    return _Check(store, level, sample, seed, progress or (lambda **_: None)).run(workspace_id)
 
 
 class _Check:
-    def __init__(self, store: Store, deep: bool, progress: Progress) -> None:
+    def __init__(self, store: Store, level: Level, sample: float, seed: int, progress: Progress) -> None:
         self._store = store
-        self._deep = deep
+        self._level = level
+        self._sample = sample
+        self._seed = seed
         self._report = progress
         self._users: dict[str, list[str]] = defaultdict(list)
+        self._origins: dict[str, tuple[Path, Ref]] = {}
         self._problems: dict[tuple[str, str], list[str]] = {}
-        self._checked: dict[str, bool] = {}
+        self._sizes: dict[str, int] = {}
+        self._layers: set[str] = set()
         self._bad: set[str] = set()
-        self._diff_ids: dict[str, str] = {}
-        self._bytes = 0
-        self._unpacked = 0
+        self._hashed = 0
+        self._read = 0
+        self._hashed_bytes = 0
         self._refs = 0
 
     def run(self, workspace_id: str | None) -> VerifyReport:
@@ -82,16 +115,26 @@ class _Check:
             if ref.digest not in manifests:
                 manifests[ref.digest] = self._manifest(ref, label)
             self._claim(label, ref, manifests[ref.digest])
-        for digest, manifest in manifests.items():
-            if manifest is not None:
-                self._image(digest, manifest)
-        if self._deep and workspace_id is None:
-            self._unused()
-        problems = [
-            Problem(digest, sorted(set(refs) | set(self._users.get(digest, ()))), reason)
-            for (digest, reason), refs in self._problems.items()
-        ]
-        return VerifyReport(len(self._checked), self._bytes, self._refs, problems)
+        images = {digest: manifest for digest, manifest in manifests.items() if manifest is not None}
+        known = {digest: self._structure(manifest) for digest, manifest in images.items()}
+        if self._level == "sample":
+            self._rehash(self._chosen())
+        elif self._level in {"deep", "content"}:
+            self._rehash(sorted(self._layers - self._bad) + (self._unused() if workspace_id is None else []))
+        if self._level == "content":
+            self._content(images, known)
+        sampled = self._level == "sample"
+        return VerifyReport(
+            checked=len(self._sizes),
+            bytes=sum(self._sizes.values()),
+            refs=self._refs,
+            problems=self._confirmed(),
+            level=self._level,
+            hashed=self._hashed,
+            hashed_bytes=self._hashed_bytes,
+            sample=self._sample if sampled else None,
+            seed=self._seed if sampled else None,
+        )
 
     # -- refs ----------------------------------------------------------------------------------------------------------
 
@@ -105,14 +148,18 @@ class _Check:
         else:
             folders = self._store.workspaces()
         for folder in folders:
-            index = RefIndex(self._store.root, workspace_id or "unknown")
-            index.folder = folder
             with self._guard("", [folder.name]):
                 self._layout(folder)
-                refs = index.list()
-                for ref in refs:
+                for ref in self._index(folder).list():
                     self._refs += 1
-                    yield f"{ref.annotations.get(_WORKSPACE) or folder.name}:{ref.name}", ref
+                    label = f"{ref.annotations.get(_WORKSPACE) or folder.name}:{ref.name}"
+                    self._origins[label] = folder, ref
+                    yield label, ref
+
+    def _index(self, folder: Path) -> RefIndex:
+        index = RefIndex(self._store.root, folder.name)
+        index.folder = folder
+        return index
 
     def _layout(self, folder: Path) -> None:
         """The fixed parts by which other tools recognise an image layout."""
@@ -134,9 +181,10 @@ class _Check:
             self._problem("", [label], f"it names {ref.digest[:100]!r}, which is no sha256 digest")
             return None
         with self._guard(ref.digest, [label]):
-            if not self._blob(ref.digest, ref.size, label):
+            if not self._there(ref.digest, ref.size, label):
                 return None
             manifest = load_manifest(self._store.blobs, ref.digest)
+            self._count_hashed(ref.digest)
             for descriptor in (manifest.config, *manifest.layers):
                 if not _is_digest(descriptor.digest):
                     raise Corrupt(what=f"manifest {ref.digest}", reason="it names a blob that is no sha256 digest")
@@ -151,79 +199,123 @@ class _Check:
         for digest in digests:
             self._users[digest].append(label)
 
-    # -- blobs ---------------------------------------------------------------------------------------------------------
+    # -- structure -----------------------------------------------------------------------------------------------------
 
-    def _image(self, digest: str, manifest: Manifest) -> None:
+    def _structure(self, manifest: Manifest) -> list[str] | None:
+        """Everything that can be known without reading content; returns the diff ids that the config says."""
         known: list[str] | None = None
         with self._guard(manifest.config.digest):
-            if self._blob(manifest.config.digest, manifest.config.size):
+            fresh = manifest.config.digest not in self._sizes
+            if self._there(manifest.config.digest, manifest.config.size):
                 known = diff_ids(self._store.blobs, manifest)
+                if fresh:
+                    self._count_hashed(manifest.config.digest)
         for number, descriptor in enumerate(manifest.layers):
             with self._guard(descriptor.digest):
-                fresh = descriptor.digest not in self._checked
-                if self._blob(descriptor.digest, descriptor.size):
+                fresh = descriptor.digest not in self._sizes
+                if self._there(descriptor.digest, descriptor.size):
+                    self._layers.add(descriptor.digest)
                     layer = open_layer(self._store, descriptor, number)
                     try:
-                        self._layer(layer, known[number] if known else None, fresh=fresh)
+                        for block in range(len(layer.toc.blocks) if fresh else 0):
+                            layer.toc.block(block)
                     finally:
                         layer.file.close()
-        if self._deep and self._bad.isdisjoint([digest, *(layer.digest for layer in manifest.layers)]):
-            with self._guard(digest), Tree.open(self._store, digest) as tree:
-                for _ in tree.walk():
-                    pass
+        return known
 
-    def _blob(self, digest: str, size: int | None, label: str = "") -> bool:
-        """Size and digest of one blob, hashed once however often it is used; False when it is damaged."""
-        path = self._store.blobs.path(digest)
+    def _there(self, digest: str, size: int | None, label: str = "") -> bool:
+        """True when a blob is a file of the size that is expected of it (None: any)."""
         try:
-            found = path.lstat()
+            found = self._store.blobs.path(digest).lstat()
         except FileNotFoundError:
             self._problem(digest, [label] if label else [], "it is missing from the store")
-            self._checked[digest] = False
             return False
+        finally:
+            self._sizes.setdefault(digest, 0)
+            self._tell()
         if not stat.S_ISREG(found.st_mode):
             self._problem(digest, [label] if label else [], "it is not a regular file")
-            self._checked[digest] = False
             return False
+        self._sizes[digest] = found.st_size
         if size is not None and found.st_size != size:
             self._problem(digest, [label] if label else [], f"it has {found.st_size} bytes, {size} are expected")
             return False
-        if digest not in self._checked:
-            self._checked[digest] = False
-            self._bytes += self._store.blobs.check(digest)
-            self._checked[digest] = True
-            self._report(blobs=len(self._checked), bytes=self._bytes + self._unpacked)
-        return self._checked[digest]
+        return True
 
-    def _layer(self, layer: Layer, diff_id: str | None, *, fresh: bool) -> None:
-        if fresh and not self._deep:
-            for number in range(len(layer.toc.blocks)):
-                layer.toc.block(number)
-        if not self._deep:
-            return
-        if fresh:
-            self._diff_ids[layer.digest], size = compare_content(layer, self._unpacking)
-            self._unpacked += size
-        found = self._diff_ids.get(layer.digest)
-        if found is not None and diff_id is not None and found != diff_id:
-            raise Corrupt(what=f"layer {layer.digest}", reason=f"its content has the diff id {found}, its config says {diff_id}")
+    # -- content -------------------------------------------------------------------------------------------------------
 
-    def _unpacking(self, size: int) -> None:
-        self._report(blobs=len(self._checked), bytes=self._bytes + self._unpacked + size)
+    def _chosen(self) -> list[str]:
+        """Layers at random until the share of bytes is reached; the one that would go over it is taken with the chance that keeps
+        the share true on the average, or a store of one large layer would never, or always, be read."""
+        dice = random.Random(self._seed)  # noqa: S311  # a sample that can be taken again, no secret
+        pool = sorted(self._layers)
+        dice.shuffle(pool)
+        left = sum(self._sizes[digest] for digest in pool) * self._sample / 100
+        chosen = []
+        for digest in pool:
+            size = self._sizes[digest]
+            if size > left:
+                if dice.random() * size < left:
+                    chosen.append(digest)
+                break
+            chosen.append(digest)
+            left -= size
+        return [digest for digest in chosen if digest not in self._bad]
 
-    def _unused(self) -> None:
+    def _unused(self) -> list[str]:
         """Blobs that no capture refers to are legal, and still have to be what their name says: a writer may reuse them."""
         try:
             names = sorted(os.listdir(self._store.blobs.folder))  # noqa: PTH208 -- names are all that is needed
         except FileNotFoundError:
-            return
+            return []
+        found = []
         for name in names:
             digest = f"sha256:{name}"
             if not _HEX.match(name):
                 self._problem("", [], f"the blobs folder holds {name[:100]!r}, which is no blob")
-            elif digest not in self._checked and digest not in self._bad:
-                with self._guard(digest):
-                    self._blob(digest, None)
+            elif digest not in self._sizes and self._there(digest, None):
+                found.append(digest)
+        return found
+
+    def _rehash(self, digests: list[str]) -> None:
+        for digest, error in rehash(self._store.blobs, digests, self._tell):
+            if error is None:
+                self._count_hashed(digest)
+                continue
+            with self._guard(digest):
+                raise error
+        self._read = sum(self._sizes[digest] for digest in digests)
+
+    def _content(self, images: dict[str, Manifest], known: dict[str, list[str] | None]) -> None:
+        found: dict[str, str] = {}
+        for digest, manifest in images.items():
+            said = known[digest]
+            for number, descriptor in enumerate(manifest.layers):
+                if descriptor.digest in self._bad:
+                    continue
+                with self._guard(descriptor.digest):
+                    if descriptor.digest not in found:
+                        layer = open_layer(self._store, descriptor, number)
+                        try:
+                            found[descriptor.digest], size = compare_content(layer, self._tell)
+                        finally:
+                            layer.file.close()
+                        self._read += size
+                    if said is not None and found[descriptor.digest] != said[number]:
+                        reason = f"its content has the diff id {found[descriptor.digest]}, its config says {said[number][:100]}"
+                        raise Corrupt(what=f"layer {descriptor.digest}", reason=reason)
+            if self._bad.isdisjoint([digest, *(layer.digest for layer in manifest.layers)]):
+                with self._guard(digest), Tree.open(self._store, digest) as tree:
+                    for _ in tree.below():
+                        pass
+
+    def _tell(self, more: int = 0) -> None:
+        """Report with `more` bytes of what is being read."""
+        self._report(blobs=len(self._sizes), bytes=self._read + more)
+
+    def _count_hashed(self, digest: str) -> None:
+        self._hashed += 1
+        self._hashed_bytes += self._sizes[digest]
 
     # -- problems ------------------------------------------------------------------------------------------------------
 
@@ -242,6 +334,32 @@ class _Check:
         self._bad.add(digest)
         if len(self._problems) < MAX_PROBLEMS:
             self._problems.setdefault((digest, reason), []).extend(refs)
+
+    def _confirmed(self) -> list[Problem]:
+        """The problems that still are: captures may be forgotten, and what only they needed be collected, while a check runs."""
+        out = []
+        gone: dict[str, bool] = {}
+        for (digest, reason), named in self._problems.items():
+            refs = sorted({*named, *self._users.get(digest, ())})
+            for label in refs:
+                if label not in gone:
+                    gone[label] = self._gone(label)
+            left = [label for label in refs if not gone[label]]
+            # A blob that is still there and wrong is damage, whoever names it by now.
+            if left or (digest and self._store.blobs.path(digest).exists()) or not (digest or refs):
+                out.append(Problem(digest, left or refs, reason))
+        return out
+
+    def _gone(self, label: str) -> bool:
+        """True when the index no longer says what it said when the check began."""
+        if label not in self._origins:
+            return not (self._store.root / "workspaces" / label).is_dir()
+        folder, ref = self._origins[label]
+        try:
+            now = self._index(folder).find(ref.name)
+        except (MothballError, OSError):
+            return False
+        return now is None or now.digest != ref.digest
 
 
 def _is_digest(digest: str) -> bool:

@@ -126,7 +126,7 @@ class Captures:
             outcome = self.fleet.job(job_id).outcome or {}
             assert (outcome["digest"], outcome["generation"]) == (record.digest, 1), outcome
             self._is_the_tree(store, record.digest, Path(record.path))
-        report = verify(store, deep=True)
+        report = verify(store, level="content")
         assert (report.problems, report.refs) == ([], len(self.jobs))
 
     def _is_the_tree(self, store: Store, digest: str, folder: Path) -> None:

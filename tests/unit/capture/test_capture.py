@@ -245,7 +245,7 @@ def test_names_that_no_text_can_hold(yard: Yard) -> None:
     settle(root)
     result = yard.capture()
     assert yard.facts(result) == on_disk(root)
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_hard_links_stay_one_file_and_are_stored_once(yard: Yard) -> None:
@@ -267,7 +267,7 @@ def test_hard_links_stay_one_file_and_are_stored_once(yard: Yard) -> None:
     (root / "z/c").write_text("own now")
     third = yard.capture()
     assert yard.facts(third) == on_disk(root)
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_a_hard_link_added_later_is_stored_with_its_file(yard: Yard) -> None:
@@ -277,7 +277,7 @@ def test_a_hard_link_added_later_is_stored_with_its_file(yard: Yard) -> None:
     os.link(root / "f", root / "g")
     second = yard.capture()
     assert yard.facts(second) == on_disk(root)
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_a_folder_becomes_a_file_and_back(yard: Yard) -> None:
@@ -293,7 +293,7 @@ def test_a_folder_becomes_a_file_and_back(yard: Yard) -> None:
         (root / "x").mkdir()
         (root / "x" / "other").write_text("other")
         assert yard.facts(yard.capture()) == on_disk(root), round_
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_only_a_moved_mtime_costs_a_row_not_the_content(yard: Yard) -> None:
@@ -387,7 +387,7 @@ def test_a_damaged_parent_leads_to_a_fresh_capture_not_to_a_loss(yard: Yard) -> 
     second = yard.capture()
     assert yard.facts(second) == on_disk(root)
     assert second.layers == 1
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 @pytest.mark.parametrize("bad", ["", "../x", "a/../b", "x" * 129, "-dash", "sp ace", None, 7])

@@ -80,9 +80,9 @@ def test_a_rotten_blob_is_repaired_by_the_next_full_capture(yard: Yard) -> None:
     data = bytearray(blob.read_bytes())
     data[1_000] ^= 1
     blob.write_bytes(data)
-    assert verify(yard.store, "ws", deep=True).problems
+    assert verify(yard.store, "ws", level="content").problems
     yard.capture(full=True, verify=True)
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_reused_blobs_of_the_parent_are_touched(yard: Yard) -> None:
@@ -117,7 +117,7 @@ def test_times_beyond_64_bits_are_clamped(yard: Yard) -> None:
     assert yard.facts(result)["past"] == on_disk(root)["past"]
     assert yard.facts(result)["future"][2] == min(path.stat().st_mtime_ns, 2**63 - 1)
     assert yard.capture().changed is False
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_a_time_that_needs_a_larger_header_than_the_walk_saw(yard: Yard) -> None:
@@ -126,7 +126,7 @@ def test_a_time_that_needs_a_larger_header_than_the_walk_saw(yard: Yard) -> None
     (root / "g").write_text("y")
     result = yard.capture(checkpoint=after_walk(lambda: os.utime(root / "f", ns=(0, -(10**18)))))
     assert yard.facts(result) == on_disk(root)
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_folders_deeper_than_the_limit_are_said_not_crashed_into(yard: Yard) -> None:

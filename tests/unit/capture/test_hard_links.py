@@ -65,7 +65,7 @@ def test_a_name_replaced_after_the_walk_takes_no_other_name_with_it(yard: Yard) 
     result = yard.capture(checkpoint=after_walk(edit))
     facts, disk = yard.facts(result), on_disk(root)
     assert [facts[name][3] for name in "abc"] == [disk[name][3] for name in "abc"]
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_a_first_name_that_vanishes_after_the_walk_takes_no_other_name_with_it(yard: Yard) -> None:

@@ -99,4 +99,4 @@ def test_every_generation_is_what_was_on_disk(seed: int, edits: list[int], lost:
             then.append((result.digest, on_disk(yard.root / "ws")))
         for digest, facts in then:
             assert in_store(yard.store, digest) == facts
-        assert verify(yard.store, "ws", deep=True).problems == []
+        assert verify(yard.store, "ws", level="content").problems == []

@@ -64,7 +64,7 @@ def test_a_file_that_grew_or_shrank_after_the_walk_is_captured_as_it_is_then(yar
     result = yard.capture(checkpoint=after_walk(lambda: (root / "m").write_bytes(new) and None))
     assert yard.facts(result) == on_disk(root)
     assert (result.torn, result.bytes) == ([], 2 * size + becomes)
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
     assert yard.capture().changed is False
 
 
@@ -94,7 +94,7 @@ def test_a_file_that_became_something_else_after_the_walk_is_an_omission(yard: Y
     assert yard.omissions(result) == {"sub/m": "vanished"}
     assert {"a", "z"} <= set(yard.facts(result))
     assert "sub/m" not in yard.facts(result)
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_a_file_that_vanishes_from_a_later_generation_does_not_show_its_old_content(yard: Yard) -> None:
@@ -106,7 +106,7 @@ def test_a_file_that_vanishes_from_a_later_generation_does_not_show_its_old_cont
     result = yard.capture(checkpoint=after_walk((root / "f").unlink))
     assert set(yard.facts(result)) == {"", "g"}
     assert yard.omissions(result) == {"f": "vanished"}
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
 
 
 def test_a_file_that_never_holds_still_is_marked_torn(yard: Yard) -> None:
@@ -120,7 +120,7 @@ def test_a_file_that_never_holds_still_is_marked_torn(yard: Yard) -> None:
     finally:
         os.close(fd)
     assert result.torn == ["hot"]
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
     assert yard.facts(result)["a"] == on_disk(root)["a"]
     settled = yard.capture()
     assert settled.torn == []
@@ -141,7 +141,7 @@ def test_a_large_file_that_shrinks_while_it_is_streamed_keeps_the_layer_whole(ya
             result = yard.capture()
     finally:
         os.close(fd)
-    assert verify(yard.store, "ws", deep=True).problems == []
+    assert verify(yard.store, "ws", level="content").problems == []
     with Tree.open(yard.store, result.digest) as tree:
         assert len(tree.read("hot")) == tree.find("hot").size
 
@@ -284,7 +284,7 @@ def test_a_full_disk_is_no_space_and_the_store_is_as_before(yard: Yard) -> None:
         assert sorted(path.name for path in store.blobs.folder.iterdir()) == before
         assert list(store.blobs.temp.iterdir()) == []
         assert store.refs("ws").get().digest == first.digest
-        assert verify(store, "ws", deep=True).problems == []
+        assert verify(store, "ws", level="content").problems == []
         (root / "large").unlink()
         (root / "small").write_bytes(os.urandom(10_001))
         assert yard.capture(settings=settings).generation == 2

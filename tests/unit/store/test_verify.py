@@ -22,9 +22,10 @@ from mothball.store import Store
 from mothball.store.manifest import MEDIA_INDEX, MEDIA_MANIFEST, Manifest, canonical, load_manifest
 from mothball.store.tarstream import TarStream
 from mothball.store.tree import Tree
-from mothball.store.verify import Problem, VerifyReport, verify
+from mothball.store.verify import Level, Problem, VerifyReport, verify
 from tests.unit.store.build import NS, Blob, Dir, File, Hard, Link, Mtime, capture, damage, layer, new_store, pack
 
+LEVELS: list[Level] = ["structure", "sample", "deep", "content"]
 SPEC = {
     b"a": File(b"hello" * 900, 0o755),
     b"b": Hard(b"a"),
@@ -52,29 +53,29 @@ def reasons(report: VerifyReport, digest: str) -> list[str]:
     return [problem.reason for problem in report.problems if problem.digest == digest]
 
 
-@pytest.mark.parametrize("deep", [False, True])
-def test_a_whole_store_has_no_problems(store: Store, deep: bool) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_whole_store_has_no_problems(store: Store, level: Level) -> None:
     pair(store)
-    report = verify(store, None, deep)
+    report = verify(store, None, level)
     assert report.problems == []
     assert (report.refs, report.checked) == (2, 6)
     assert report.bytes == sum(path.stat().st_size for path in store.blobs.folder.iterdir())
 
 
 def test_an_empty_store_has_no_problems(store: Store, tmp_path: Path) -> None:
-    assert verify(store, None, True) == VerifyReport(0, 0, 0, [])
-    assert verify(Store(tmp_path / "nothing"), None, True) == VerifyReport(0, 0, 0, [])
+    assert verify(store, level="content") == VerifyReport(0, 0, 0, [], "content")
+    assert verify(Store(tmp_path / "nothing"), level="content") == VerifyReport(0, 0, 0, [], "content")
 
 
 def test_a_workspace_without_captures_is_not_found(store: Store) -> None:
     with pytest.raises(NotFound):
-        verify(store, "three", False)
+        verify(store, "three")
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("level", ["deep", "content"])
 @pytest.mark.parametrize("part", ["layer", "config", "manifest"])
 @pytest.mark.parametrize("kind", ["flip", "cut", "grow", "missing", "folder", "fifo"])
-def test_every_damaged_blob_is_named_with_the_captures_it_harms(store: Store, kind: str, part: str, deep: bool) -> None:
+def test_every_damaged_blob_is_named_with_the_captures_it_harms(store: Store, kind: str, part: str, level: Level) -> None:
     below, _, first, _ = pair(store)
     digest = {"layer": below.digest, "config": load_manifest(store.blobs, first).config.digest, "manifest": first}[part]
     path = store.blobs.path(digest)
@@ -90,12 +91,12 @@ def test_every_damaged_blob_is_named_with_the_captures_it_harms(store: Store, ki
         path.mkdir()
     elif kind == "fifo":
         os.mkfifo(path)
-    report = verify(store, None, deep)
+    report = verify(store, None, level)
     assert [problem.digest for problem in report.problems] == [digest]
     assert report.problems[0].refs == (["one:latest", "two:latest"] if part == "layer" else ["one:latest"])
     assert report.problems[0].reason
-    assert [problem.digest for problem in verify(store, "one", deep).problems] == [digest]
-    assert [problem.digest for problem in verify(store, "two", deep).problems] == ([digest] if part == "layer" else [])
+    assert [problem.digest for problem in verify(store, "one", level).problems] == [digest]
+    assert [problem.digest for problem in verify(store, "two", level).problems] == ([digest] if part == "layer" else [])
 
 
 def test_one_damaged_blob_does_not_hide_the_next(store: Store) -> None:
@@ -103,7 +104,7 @@ def test_one_damaged_blob_does_not_hide_the_next(store: Store) -> None:
     damage(store, below.digest, 5)
     damage(store, above.digest, 5)
     store.blobs.path(load_manifest(store.blobs, second).config.digest).unlink()
-    assert len({problem.digest for problem in verify(store, None, False).problems}) == 3
+    assert len({problem.digest for problem in verify(store, level="deep").problems}) == 3
 
 
 @pytest.mark.parametrize(
@@ -112,10 +113,10 @@ def test_one_damaged_blob_does_not_hide_the_next(store: Store) -> None:
 def test_a_damaged_index_is_a_problem_of_its_workspace_only(store: Store, text: bytes) -> None:
     pair(store)
     (store.refs("one").folder / "index.json").write_bytes(text)
-    report = verify(store, None, False)
+    report = verify(store, None)
     assert len(report.problems) == 1
     assert "one" in report.problems[0].refs[0]
-    assert verify(store, "two", True).problems == []
+    assert verify(store, "two", level="content").problems == []
 
 
 @pytest.mark.parametrize("kind", ["oci-layout missing", "oci-layout damaged", "blobs missing", "blobs elsewhere"])
@@ -128,13 +129,13 @@ def test_a_damaged_layout_is_a_problem(store: Store, kind: str) -> None:
         (folder / part).write_bytes(b"[1]")
     elif how == "elsewhere":
         (folder / part).symlink_to("/tmp")
-    assert [(problem.digest, problem.refs) for problem in verify(store, None, False).problems] == [("", ["one"])]
+    assert [(problem.digest, problem.refs) for problem in verify(store, None).problems] == [("", ["one"])]
 
 
 def test_a_ref_to_a_manifest_that_is_gone_is_a_problem(store: Store) -> None:
     _, _, first, _ = pair(store)
     store.blobs.path(first).unlink()
-    assert verify(store, None, False).problems == [Problem(first, ["one:latest"], "it is missing from the store")]
+    assert verify(store, None).problems == [Problem(first, ["one:latest"], "it is missing from the store")]
 
 
 def publish_changed(store: Store, change: Callable[[Manifest, dict[str, Any]], None]) -> str:
@@ -168,7 +169,7 @@ LIES: dict[str, Callable[[Any, Any], None]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_a_manifest_that_lies_is_a_problem_without_going_deep(store: Store, lie: str) -> None:
     publish_changed(store, LIES[lie])
-    problems = verify(store, None, False).problems
+    problems = verify(store, None).problems
     assert problems
     assert all(problem.refs == ["one:latest"] for problem in problems)
 
@@ -176,8 +177,8 @@ def test_a_manifest_that_lies_is_a_problem_without_going_deep(store: Store, lie:
 def test_a_diff_id_that_lies_is_found_deep(store: Store) -> None:
     blob = layer(SPEC)
     capture(store, dataclasses.replace(blob, diff_id="sha256:" + "0" * 64), workspace="one")
-    assert verify(store, None, False).problems == []
-    assert "diff id" in reasons(verify(store, None, True), blob.digest)[0]
+    assert verify(store, None).problems == []
+    assert "diff id" in reasons(verify(store, level="content"), blob.digest)[0]
 
 
 def rows_changed(blob: Blob, path: bytes, changes: dict[str, Any]) -> list[Any]:
@@ -214,7 +215,7 @@ def test_a_table_of_contents_that_is_not_that_of_its_tar_is_found_deep(store: St
     path, changes = TOC_LIES[lie]
     false = pack(tar_of(blob), sorted(rows_changed(blob, path, changes), key=lambda row: row[0].replace(b"/", b"\0")))
     capture(store, false, workspace="one")
-    found = reasons(verify(store, None, True), false.digest)
+    found = reasons(verify(store, level="content"), false.digest)
     assert len(found) == 1
     assert "its tar at" in found[0]
 
@@ -227,24 +228,24 @@ def test_entries_of_the_tar_and_of_the_table_are_the_same(store: Store, kind: st
         rows.append((b"z", "l", 0o777, 0, 0, NS, 0, b"", b"x", 0, 0))
     false = pack(tar_of(blob), rows)
     capture(store, false, workspace="one")
-    assert len(reasons(verify(store, None, True), false.digest)) == 1
+    assert len(reasons(verify(store, level="content"), false.digest)) == 1
 
 
 @pytest.mark.parametrize(("removed", "whiteouts"), [([b"x"], []), ([], [b"x"]), ([b"x"], [b"y"]), ([b"deep"], [])])
 def test_whiteouts_are_the_removals_of_the_table(store: Store, removed: list[bytes], whiteouts: list[bytes]) -> None:
     blob = layer({b"new": File(b"n"), b"deep": Dir()}, removed, whiteouts=whiteouts)
     capture(store, layer({b"x": File(), b"deep": Dir()}), blob, workspace="one")
-    assert "whiteouts" in reasons(verify(store, None, True), blob.digest)[0]
+    assert "whiteouts" in reasons(verify(store, level="content"), blob.digest)[0]
 
 
 def test_a_folder_that_a_file_replaces_needs_no_whiteout(store: Store) -> None:
     capture(store, layer(SPEC), layer({b"deep": File(b"now")}, [b"deep"], whiteouts=[]), workspace="one")
-    assert verify(store, None, True).problems == []
+    assert verify(store, level="content").problems == []
 
 
 def test_an_entry_below_a_link_of_a_lower_layer_is_found_deep(store: Store) -> None:
     digest = capture(store, layer(SPEC), layer({b"link/passwd": File(b"x")}), workspace="one")
-    problems = verify(store, None, True).problems
+    problems = verify(store, level="content").problems
     assert len(problems) == 1
     assert "lies in no folder" in problems[0].reason
     assert digest
@@ -253,18 +254,18 @@ def test_an_entry_below_a_link_of_a_lower_layer_is_found_deep(store: Store) -> N
 def test_blobs_without_a_capture_are_checked_deep_and_harm_nobody(store: Store) -> None:
     pair(store)
     digest, _ = store.blobs.put(b"nobody needs this")
-    assert verify(store, None, True).problems == []
+    assert verify(store, level="content").problems == []
     damage(store, digest)
-    assert verify(store, None, False).problems == []
-    assert [(problem.digest, problem.refs) for problem in verify(store, None, True).problems] == [(digest, [])]
+    assert verify(store, None).problems == []
+    assert [(problem.digest, problem.refs) for problem in verify(store, level="content").problems] == [(digest, [])]
     (store.blobs.folder / "stranger").write_bytes(b"")
-    assert any("stranger" in problem.reason for problem in verify(store, None, True).problems)
+    assert any("stranger" in problem.reason for problem in verify(store, level="content").problems)
 
 
 def test_progress_is_reported_and_may_stop_the_check(store: Store) -> None:
     pair(store)
     seen: list[tuple[int, int]] = []
-    verify(store, None, True, lambda blobs, bytes: seen.append((blobs, bytes)))  # noqa: A006 -- the name of the argument
+    verify(store, level="content", progress=lambda blobs, bytes: seen.append((blobs, bytes)))  # noqa: A006 -- the name of the argument
     assert len(seen) > 6
     assert seen == sorted(seen)
 
@@ -272,7 +273,7 @@ def test_progress_is_reported_and_may_stop_the_check(store: Store) -> None:
         raise Cancelled(job="j")
 
     with pytest.raises(Cancelled):
-        verify(store, None, False, stop)
+        verify(store, progress=stop)
 
 
 def test_checking_changes_nothing(store: Store, tmp_path: Path) -> None:
@@ -283,7 +284,7 @@ def test_checking_changes_nothing(store: Store, tmp_path: Path) -> None:
         return sorted((path, path.lstat().st_mtime_ns, path.lstat().st_size) for path in tmp_path.rglob("*"))
 
     before = listing()
-    verify(store, None, True)
+    verify(store, level="content")
     assert listing() == before
 
 
@@ -296,7 +297,7 @@ def test_no_damage_of_a_layer_stays_unseen(store: Store, at: int, bit: int, cut:
     capture(store, BIG, workspace="one")
     damage(store, BIG.digest, at, flip=1 << bit, size=at if cut else None)
     try:
-        assert reasons(verify(store, None, True), BIG.digest)
+        assert reasons(verify(store, level="content"), BIG.digest)
     finally:
         store.blobs.path(BIG.digest).write_bytes(BIG.data)
 

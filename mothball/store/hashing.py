@@ -1,0 +1,74 @@
+"""Hashing many blobs from disk, on all cores: sha256 of one blob cannot be split, two blobs can be read side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Final
+
+from mothball.errors import Corrupt
+from mothball.store.blobs import BlobStore
+
+MAX_THREADS: Final = 8
+"""More than this only makes the disk seek."""
+PIECE: Final = 1024**2
+POLL_SECONDS: Final = 0.2
+"""The longest time between two calls of `progress`, however large a blob is."""
+
+
+def rehash(blobs: BlobStore, digests: Iterable[str], progress: Callable[[int], None]) -> Iterator[tuple[str, Exception | None]]:
+    """Every digest with what is wrong with its blob, `Corrupt` or `OSError`, in the order in which they are done.
+
+    `progress` is called from this thread with the bytes read so far; what it raises ends the work. Blobs are read from disk, not
+    from the page cache, which could show what the disk has lost.
+    """
+    work = _Work(blobs)
+    waiting = iter(digests)
+    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads, thread_name_prefix="rehash") as pool:
+        try:
+            running: dict[Future[None], str] = {}
+            while True:
+                for digest in islice(waiting, 2 * threads - len(running)):
+                    running[pool.submit(work.check, digest)] = digest
+                if not running:
+                    return
+                done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                progress(work.bytes)
+                for future in done:
+                    digest, error = running.pop(future), future.exception()
+                    if error is not None and not isinstance(error, (Corrupt, OSError)):
+                        raise error
+                    yield digest, error
+        finally:
+            work.stop.set()
+
+
+class _Stopped(Exception):
+    """Somebody ended the work."""
+
+
+class _Work:
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._lock = threading.Lock()
+        self.bytes = 0
+        self.stop = threading.Event()
+
+    def check(self, digest: str) -> None:
+        with self._blobs.open(digest) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            sha, buffer = hashlib.sha256(), bytearray(PIECE)
+            with memoryview(buffer) as view:
+                while count := file.readinto(view):
+                    sha.update(view[:count])
+                    with self._lock:
+                        self.bytes += count
+                    if self.stop.is_set():
+                        raise _Stopped
+        if sha.hexdigest() != digest[7:]:
+            raise Corrupt(what=f"blob {digest}", reason=f"its content has the digest sha256:{sha.hexdigest()}")
