@@ -20,6 +20,7 @@ from mothball.client import FINAL_STATES, CaptureJob, Fleet
 from mothball.errors import MothballError, OperationFailed
 from mothball.settings import Settings
 from workers import demo_tree
+from workers.demo_return import WayBack
 from workers.local import LocalFleet, Signals
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Demo:
         try:
             with local:
                 self.say(f"  Flower: {local.flower_url}")
-                self._add("start", started, None, "", "Redis, worker, beat and Flower answer")
+                self.add("start", started, None, "", "Redis, worker, beat and Flower answer")
                 with Fleet(settings=local.settings) as fleet:
                     self._story(fleet, local)
                 started = time.monotonic()
@@ -88,7 +89,7 @@ class Demo:
         except MothballError:
             self._show_log()
             raise
-        self._add("stop", started, None, "", "no process is left behind")
+        self.add("stop", started, None, "", "no process is left behind")
 
     def check(self) -> None:
         """Raise KeyboardInterrupt when a signal came."""
@@ -100,21 +101,27 @@ class Demo:
         self.say(f"registering {self.tree} as {WORKSPACE}")
         record = fleet.register(WORKSPACE, self.tree, title="the demo's tree")
         again = fleet.register(WORKSPACE, self.tree)
-        self._expect(again.created_at == record.created_at, "registering twice made a second record")
-        self._add("register", started, None, "", "a record; the same id again is the same record")
+        self.expect(again.created_at == record.created_at, "registering twice made a second record")
+        self.add("register", started, None, "", "a record; the same id again is the same record")
 
         self.say("first capture: every file is read, hashed and written as one layer")
         first = self._capture(fleet, local, "first capture")
-        self._expect(first.changed and first.generation == 1, f"the first capture is generation {first.generation}")
+        self.expect(first.changed and first.generation == 1, f"the first capture is generation {first.generation}")
         self._step_of(first, "first capture", f"{first.files:,} files, {human_bytes(first.bytes)}")
 
         self.say("the same again: nothing changed")
         same = self._capture(fleet, local, "second capture")
-        self._expect(not same.changed and same.digest == first.digest, "an unchanged tree gave another digest")
+        self.expect(not same.changed and same.digest == first.digest, "an unchanged tree gave another digest")
         self._step_of(same, "unchanged", "same digest, no layer, no generation")
 
-        edited, deleted, small = self._edit(fleet, local, first)
+        back = WayBack(self, fleet, local, WORKSPACE, WAIT_SECONDS)
+        snapshot = back.snapshot(first.digest)
+        hashes, deleted, small = self._edit(fleet, local, first)
+        edited = [name for name in hashes if name != deleted]
         self._read_back(local.settings, small, edited, deleted)
+        back.diff(snapshot.digest, small.digest, edited, deleted)
+        back.restore(snapshot)
+        back.compare(snapshot, hashes)
         self._kill(fleet, local, small)
         self._verify(local.settings)
 
@@ -134,12 +141,15 @@ class Demo:
         self.say(
             f"  {total.files:,} files, {human_bytes(total.bytes)}{left_out}" + (f"; {added} added to edit later" if added else "")
         )
-        self._add("copy", started, total.bytes, "", f"{total.files:,} files to work on")
+        self.add("copy", started, total.bytes, "", f"{total.files:,} files to work on")
 
-    def _edit(self, fleet: Fleet, local: LocalFleet, first: CaptureResult) -> tuple[list[str], str, CaptureResult]:
-        with self._open(local.settings, first.digest) as tree:
+    def _edit(self, fleet: Fleet, local: LocalFleet, first: CaptureResult) -> tuple[dict[str, str], str, CaptureResult]:
+        """Edit three files and delete one, and capture that: their sha256 from before, the deleted one, the capture."""
+        with self.open(local.settings, first.digest) as tree:
             names = [entry.path for entry in tree.walk() if entry.type == "file"]
-        *edited, deleted = demo_tree.pick(self.tree, names, demo_tree.EDITS + 1)
+        chosen = demo_tree.pick(self.tree, names, demo_tree.EDITS + 1)
+        hashes = {name: demo_tree.sha256(self.tree / name) for name in chosen}
+        *edited, deleted = chosen
         self.say("editing three files and deleting one:")
         for name in edited:
             self.say(printable(f"  edited   {name}"))
@@ -147,49 +157,49 @@ class Demo:
         self.say(printable(f"  deleted  {deleted}"))
         (self.tree / deleted).unlink()
         small = self._capture(fleet, local, "capture of the edit")
-        self._expect(small.generation == first.generation + 1, "the edit made no generation")
+        self.expect(small.generation == first.generation + 1, "the edit made no generation")
         counts = (small.modified, small.deleted)
-        self._expect(counts == (demo_tree.EDITS, 1), f"3 files were edited and 1 deleted, the capture says {counts}")
+        self.expect(counts == (demo_tree.EDITS, 1), f"3 files were edited and 1 deleted, the capture says {counts}")
         limit = sum((self.tree / name).stat().st_size for name in edited) + 2 * demo_tree.SMALL_FILE_BYTES
-        self._expect(small.stored_bytes <= limit, f"the layer of a small edit has {human_bytes(small.stored_bytes)}")
+        self.expect(small.stored_bytes <= limit, f"the layer of a small edit has {human_bytes(small.stored_bytes)}")
         self._step_of(small, "edit", f"a layer with {small.modified} changed files and {small.deleted} whiteout")
-        return edited, deleted, small
+        return hashes, deleted, small
 
     def _read_back(self, settings: Settings, small: CaptureResult, edited: list[str], deleted: str) -> None:
         started = time.monotonic()
-        with self._open(settings, small.digest) as tree:
+        with self.open(settings, small.digest) as tree:
             entries = list(tree.walk())
             names = {entry.path for entry in entries}
-            self._expect(deleted not in names and set(edited) <= names, "the listing does not show the edit")
+            self.expect(deleted not in names and set(edited) <= names, "the listing does not show the edit")
             self.say(f"listing the capture: {len(entries):,} entries, the deleted file is gone")
-            self._add("list", started, None, small.digest, f"{len(entries):,} entries, no content decompressed")
+            self.add("list", started, None, small.digest, f"{len(entries):,} entries, no content decompressed")
             started = time.monotonic()
             wanted = [*edited, *_sample([entry for entry in entries if entry.type == "file"], READ_BACK)]
             size = sum(self._compare(tree, name) for name in wanted)
         self.say(f"read {len(wanted)} files back out of the capture: sha256 equal to the files on disk")
-        self._add("read back", started, size, small.digest, f"{len(wanted)} files equal, sha256 compared")
+        self.add("read back", started, size, small.digest, f"{len(wanted)} files equal, sha256 compared")
 
     def _compare(self, tree: Tree, name: str) -> int:
         import hashlib
 
         content = tree.read(name)
         same = hashlib.sha256(content).hexdigest() == demo_tree.sha256(self.tree / name)
-        self._expect(same, printable(f"{name} read out of the capture differs from the file on disk"))
+        self.expect(same, printable(f"{name} read out of the capture differs from the file on disk"))
         return len(content)
 
     def _kill(self, fleet: Fleet, local: LocalFleet, before: CaptureResult) -> None:
         self.say("killing the worker with SIGKILL in the middle of a capture")
         job = self._capture_until_killed(fleet, local)
         killed = time.monotonic()
-        result = job.wait(RECOVERY_SECONDS, on_poll=self._watch(local))
+        result = job.wait(RECOVERY_SECONDS, on_poll=self.watch(local))
         seconds = time.monotonic() - killed
         record = job.record()
-        self._expect(record.deliveries > 1, "the job did not need a second worker: the kill came too early or too late")
-        self._expect(result.generation == before.generation + 1, f"generation {result.generation} after {before.generation}")
+        self.expect(record.deliveries > 1, "the job did not need a second worker: the kill came too early or too late")
+        self.expect(result.generation == before.generation + 1, f"generation {result.generation} after {before.generation}")
         ends = [
             event for event in fleet.registry.events.list(limit=1000, kind="job.succeeded") if event.fields.get("job") == job.id
         ]
-        self._expect(len(ends) == 1, f"the job succeeded {len(ends)} times")
+        self.expect(len(ends) == 1, f"the job succeeded {len(ends)} times")
         self.say(
             f"  the next worker finished it {seconds:.1f} s after the kill, on run {record.deliveries}; one generation, one success"
         )
@@ -218,13 +228,13 @@ class Demo:
                     return job
                 local.worker.signal(signal.SIGCONT)
             self.say("  the capture was quicker than the kill; once more")
-            job.wait(WAIT_SECONDS, on_poll=self._watch(local))
+            job.wait(WAIT_SECONDS, on_poll=self.watch(local))
         raise OperationFailed(f"the worker could not be killed in the middle of a capture in {KILL_TRIES} tries")
 
     def _reached_middle(self, job: CaptureJob, local: LocalFleet) -> bool:
         """Wait until the job has read something (or ran for a moment); False when it ended before."""
         running_since: float | None = None
-        watch = self._watch(local)
+        watch = self.watch(local)
         deadline = time.monotonic() + RECOVERY_SECONDS
         while time.monotonic() < deadline:
             record = job.record()
@@ -244,9 +254,9 @@ class Demo:
 
         started = time.monotonic()
         self.say("verifying the store: every blob and every file of every capture")
-        report = verify(Store(settings.store_dir), None, True, lambda *_args, **_kwargs: self.check())
-        self._expect(not report.problems, f"the store has {len(report.problems)} problems: {report.problems[:3]}")
-        self._add("verify", started, report.bytes, "", f"{report.checked:,} blobs as they were written")
+        report = verify(Store(settings.store_dir), level="content", progress=lambda *_args, **_kwargs: self.check())
+        self.expect(not report.problems, f"the store has {len(report.problems)} problems: {report.problems[:3]}")
+        self.add("verify", started, report.bytes, "", f"{report.checked:,} blobs as they were written")
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 
@@ -256,7 +266,7 @@ class Demo:
 
     def _capture(self, fleet: Fleet, local: LocalFleet, name: str) -> CaptureResult:
         started = time.monotonic()
-        result = fleet.capture(WORKSPACE).wait(WAIT_SECONDS, on_poll=self._watch(local))
+        result = fleet.capture(WORKSPACE).wait(WAIT_SECONDS, on_poll=self.watch(local))
         self._seconds = time.monotonic() - started
         omitted = (
             f"; left out: {', '.join(f'{count} {reason}' for reason, count in result.omitted.items())}" if result.omitted else ""
@@ -270,23 +280,28 @@ class Demo:
     def _step_of(self, result: CaptureResult, name: str, shows: str) -> None:
         self.steps.append(Step(name, self._seconds, result.stored_bytes, result.digest, shows))
 
-    def _add(self, name: str, started: float, size: int | None, digest: str, shows: str) -> None:
+    def add(self, name: str, started: float, size: int | None, digest: str, shows: str) -> None:
+        """One more finished step, begun at `started` (monotonic)."""
         self.steps.append(Step(name, time.monotonic() - started, size, digest, shows))
 
-    def _watch(self, local: LocalFleet) -> Callable[[Job], None]:
+    def watch(self, local: LocalFleet) -> Callable[[Job], None]:
+        """Called at each look at a job: ends the demo when a signal came or a process of the fleet died."""
+
         def watch(_job: Job) -> None:
             self.check()
             local.poll()
 
         return watch
 
-    def _open(self, settings: Settings, digest: str) -> Tree:
+    def open(self, settings: Settings, digest: str) -> Tree:
+        """The capture `digest`, to be closed."""
         from mothball.store import Store
         from mothball.store.tree import Tree
 
         return Tree.open(Store(settings.store_dir), digest)
 
-    def _expect(self, condition: bool, message: str) -> None:
+    def expect(self, condition: bool, message: str) -> None:
+        """Raise `OperationFailed` with `message` unless `condition`."""
         if not condition:
             raise OperationFailed(f"the demo expected something else: {message}")
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from mothball.errors import InvalidParams, NoSpace, SourceMissing
 
-SPACE_FACTOR = 2.5
+SPACE_FACTOR = 3.5
+"""The copy, its captures (once more in full by the killed worker) and the copy that is restored."""
 SPACE_EXTRA_BYTES = 512 * 1024**2
 EDITS = 3
 SMALL_FILE_BYTES = 1024**2

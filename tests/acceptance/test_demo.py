@@ -13,7 +13,10 @@ import pytest
 from tests.acceptance.command import Command, fingerprint
 from tests.support import eventually
 
-STEPS = ["copy", "start", "register", "first capture", "unchanged", "edit", "list", "read back", "killed worker", "verify", "stop"]
+STEPS = [
+    "copy", "start", "register", "first capture", "unchanged", "snapshot", "edit", "list", "read back", "diff", "restore",
+    "compare", "killed worker", "verify", "stop",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -55,6 +58,7 @@ def test_the_demo_passes_and_leaves_the_tree_and_the_machine_as_they_were(mothba
     by_name = {step["step"]: step for step in found["steps"]}
     assert by_name["first capture"]["digest"] == by_name["unchanged"]["digest"] != by_name["edit"]["digest"]
     assert by_name["unchanged"]["bytes"] == 0
+    assert by_name["snapshot"]["digest"] == by_name["restore"]["digest"] == by_name["first capture"]["digest"]
     assert "killed pid" in done.err
     assert "Flower: http://127.0.0.1:" in done.err
     assert fingerprint(tree) == before
