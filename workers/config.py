@@ -160,7 +160,8 @@ def settings_env(settings: Settings) -> dict[str, str]:
         elif isinstance(value, bool):
             text = "true" if value else "false"
         elif isinstance(value, tuple):
-            text = ":".join(str(part) for part in value)
+            # Registries have ports: they are separated by ',' and folders by ':'.
+            text = ("," if name == "insecure_registries" else ":").join(str(part) for part in value)
         else:
             text = str(value)
         env[f"MOTHBALL_{name.upper()}"] = text

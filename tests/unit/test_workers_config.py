@@ -191,6 +191,7 @@ def test_settings_survive_the_way_through_the_environment(tmp_path: Path, monkey
     original = Settings.load(
         host="h2", data_dir=tmp_path / "d d", workspace_roots=(tmp_path / "a", tmp_path / "b"), redis_url="redis://:p%40ss@127.0.0.1:2",
         fsync=False, use_gitignore=True, lease_seconds=7, flower_basic_auth="a:b", redis_timeout=2.5,
+        insecure_registries=("r:5000", "s:5000"),
     )  # fmt: skip
     environment = settings_env(original)
     assert set(environment) == {f"MOTHBALL_{name.upper()}" for name in Settings.model_fields}
