@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mothball.cli.app import run
 from mothball.client import Fleet
 from mothball.errors import Cancelled, InvalidParams, LeaseLost, MothballError, NotFound
 from mothball.registry import Job, Workspace
@@ -23,6 +24,8 @@ from tasks import services
 from tasks import snapshot as jobs
 from tasks.context import JobContext
 from tasks.job import SPECS, execute
+from tests.conftest import NO_REDIS
+from workers.main import build
 from workers.redis_server import RedisServer
 
 ID = "o/r#1"
@@ -305,3 +308,24 @@ def test_the_sweep_asks_each_host_and_a_request_for_all_joins_it(here: Here) -> 
         (False, None),
         (True, None),
     ]
+
+
+def test_snapshots_can_be_listed_when_redis_is_gone(
+    here: Here, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What retention would do is unknown then, and said to be."""
+    with pytest.raises(InvalidParams):
+        here.run("workspace.snapshot", fresh=True, label="turned\u202e")
+    here.run("workspace.snapshot", fresh=True, label="plain")
+    monkeypatch.setenv("MOTHBALL_DATA_DIR", str(here.settings.data_dir))
+    monkeypatch.setenv("MOTHBALL_REDIS_URL", NO_REDIS)
+    monkeypatch.setenv("MOTHBALL_HOST", here.settings.host)
+    capsys.readouterr()
+    assert run(build(), ["snapshots", ID]) == 0
+    printed = capsys.readouterr()
+    assert "snap-1" in printed.out
+    assert "plain" in printed.out
+    assert "cannot be reached" in printed.err
+    assert run(build(), ["snapshots", ID, "--json"]) == 0
+    assert [(each["name"], each["retention"]) for each in json.loads(capsys.readouterr().out)] == [("snap-1", None)]
+    assert run(build(), ["retain"]) == 69
