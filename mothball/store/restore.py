@@ -178,7 +178,12 @@ class _Restore:
         fd, there = sibling.tree()
         try:
             work = self._compare(fd, "changed", None) if there else Work(self._selection)
-            self._check_space(fd, work)
+            try:
+                self._check_space(fd, work)
+            except NoSpace:
+                if not there:
+                    sibling.remove()
+                raise
             root = self._selection.folders[0]
             work.dress = [found for found in work.dress if found.row.path]
             result = self._perform(fd, work, replace=there)
