@@ -75,8 +75,8 @@ def job_task(**options: Any) -> Callable[[F], F]:
 
     Options: ``name`` (family.verb), ``args`` (pydantic model that forbids extras), ``queue`` ('host' or 'control'),
     ``time_limit`` and ``soft_time_limit`` (seconds, or functions of the settings), ``lane`` (name, default none),
-    ``ignore_result`` (default False). The function takes ``(ctx: JobContext, args)`` and returns an `Outcome`; it
-    stays directly callable, the Celery task is registered under its name.
+    ``ignore_result`` (default False), ``blames`` (default True: the workspace remembers its failures). The function takes
+    ``(ctx: JobContext, args)`` and returns an `Outcome`; it stays directly callable, the Celery task is registered under its name.
     """
 
     def declare(function: F) -> F:
@@ -242,7 +242,9 @@ class _Delivery:
     def _fail(self, fence: int, error: MothballError, *, retryable: bool) -> dict[str, Any]:
         try:
             failed = patiently(
-                lambda: self.jobs.fail(self.job_id, fence, code=error.code, message=error.message, retryable=retryable)
+                lambda: self.jobs.fail(
+                    self.job_id, fence, code=error.code, message=error.message, retryable=retryable, blames=self.spec.blames
+                )
             )
         except LeaseLost as lost:
             return self._superseded(lost)
@@ -372,7 +374,8 @@ def record_hard_timeout(job_id: str, limit: float | None) -> None:
         job = jobs.get(job_id)
         if job.state == "running" and _is_my_child(job.worker):
             error = TimedOut(what=f"job {job_id}", seconds=limit or 0)
-            failed = jobs.fail(job_id, job.fence, code=error.code, message=error.message, retryable=True)
+            blames = job.task not in SPECS or SPECS[job.task].blames
+            failed = jobs.fail(job_id, job.fence, code=error.code, message=error.message, retryable=True, blames=blames)
             if failed.next is not None:
                 ring_quietly(failed.next)
     except MothballError as error:

@@ -67,7 +67,7 @@ def soft_limit(settings: Settings) -> int:
     return settings.transfer_time_limit - min(_SOFT_MARGIN_SECONDS, settings.transfer_time_limit // 2)
 
 
-@job_task(name="workspace.restore", args=RestoreArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit)
+@job_task(name="workspace.restore", args=RestoreArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit, blames=False)
 def restore(ctx: JobContext, args: RestoreArgs) -> Outcome:
     """Write a capture of the workspace to a directory of its host."""
     store = Store(ctx.settings.store_dir, fsync=ctx.settings.fsync)

@@ -106,7 +106,7 @@ def snapshot(ctx: JobContext, args: SnapshotArgs) -> Outcome:
     return Outcome(result=result.to_dict(), record=record)
 
 
-@job_task(name="workspace.keep", args=KeepArgs, queue="host", time_limit=_SHORT_HARD, soft_time_limit=_SHORT_SOFT)
+@job_task(name="workspace.keep", args=KeepArgs, queue="host", time_limit=_SHORT_HARD, soft_time_limit=_SHORT_SOFT, blames=False)
 def keep(ctx: JobContext, args: KeepArgs) -> Outcome:
     """Set or lift the keep flag of snapshots, or change their texts; all of them or none."""
     refs = _fenced(ctx, args.workspace)
@@ -116,7 +116,7 @@ def keep(ctx: JobContext, args: KeepArgs) -> Outcome:
     return Outcome(result={"workspace": args.workspace, "snapshots": names})
 
 
-@job_task(name="workspace.forget", args=ForgetArgs, queue="host", time_limit=_SHORT_HARD, soft_time_limit=_SHORT_SOFT)
+@job_task(name="workspace.forget", args=ForgetArgs, queue="host", time_limit=_SHORT_HARD, soft_time_limit=_SHORT_SOFT, blames=False)
 def forget(ctx: JobContext, args: ForgetArgs) -> Outcome:
     """Take snapshots out of the workspace's index; they stay in the trash for a while."""
     refs = _fenced(ctx, args.workspace)

@@ -24,7 +24,7 @@ Seconds = int | Callable[[Settings], int]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*\Z")
 _REQUIRED = ("name", "args", "queue", "time_limit", "soft_time_limit")
-_OPTIONAL = {"lane": None, "ignore_result": False}
+_OPTIONAL = {"lane": None, "ignore_result": False, "blames": True}
 _SHOWN_PROBLEMS = 5
 
 
@@ -47,6 +47,8 @@ class JobSpec:
     soft_time_limit: Seconds
     lane: str | None
     ignore_result: bool
+    blames: bool
+    """Whether the workspace remembers this job's failures (Q-07). A restore that finds its target taken says nothing of it."""
     function: Callable[..., Any]
 
     def limits(self, settings: Settings) -> Limits:
@@ -155,8 +157,9 @@ def build_spec(function: Callable[..., Any], options: Mapping[str, Any], taken: 
         raise TypeError(f"task {name}: lane {given['lane']!r} needs `workspace` or, on queue 'host', `host`: requests join per one")
     if given["lane"] is not None and not isinstance(given["lane"], str):
         raise TypeError(f"task {name}: lane must be a name, not {given['lane']!r}")
-    if not isinstance(given["ignore_result"], bool):
-        raise TypeError(f"task {name}: ignore_result must be True or False, not {given['ignore_result']!r}")
+    for option in ("ignore_result", "blames"):
+        if not isinstance(given[option], bool):
+            raise TypeError(f"task {name}: {option} must be True or False, not {given[option]!r}")
     if len(inspect.signature(function).parameters) != 2:  # noqa: PLR2004 - (ctx, args)
         raise TypeError(f"task {name}: its function takes (ctx, args) and nothing else")
     return JobSpec(function=function, **{**given, "name": name})

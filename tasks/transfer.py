@@ -64,7 +64,7 @@ def soft_limit(settings: Settings) -> int:
     return settings.transfer_time_limit - min(_SOFT_MARGIN_SECONDS, settings.transfer_time_limit // 2)
 
 
-@job_task(name="workspace.push", args=PushArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit)
+@job_task(name="workspace.push", args=PushArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit, blames=False)
 def push(ctx: JobContext, args: PushArgs) -> Outcome:
     """Bring a capture of the workspace to a registry; what is there already is not sent."""
     # Here and not above: beat and Flower import this module too and never speak to a registry of images.
@@ -79,13 +79,13 @@ def push(ctx: JobContext, args: PushArgs) -> Outcome:
     return Outcome(result=result)
 
 
-@job_task(name="workspace.pull", args=PullArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit)
+@job_task(name="workspace.pull", args=PullArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit, blames=False)
 def pull(ctx: JobContext, args: PullArgs) -> Outcome:
     """Bring a capture from a registry into this host's store, as the workspace's next snapshot."""
     from mothball.package.remote import pull as pull_capture
 
     check_label(args.label)  # before an hour's transfer, not after it
-    ctx.registry.workspaces.get(args.workspace)
+    workspace = ctx.registry.workspaces.get(args.workspace)
     store = Store(ctx.settings.store_dir, fsync=ctx.settings.fsync)
     store.prepare()
     refs = store.refs(args.workspace)
@@ -95,7 +95,7 @@ def pull(ctx: JobContext, args: PullArgs) -> Outcome:
     pulled = pull_capture(store, args.reference, ctx.settings, progress=_reporter(ctx))
     ctx.checkpoint("snapshot")
     source = Ref(
-        "", pulled.digest, pulled.size, {**_annotations(store, pulled.digest, args.workspace), PULLED_FROM: pulled.reference}
+        "", pulled.digest, pulled.size, {**_annotations(store, pulled.digest, workspace), PULLED_FROM: pulled.reference}
     )
     ref = add_snapshot(
         refs, fence=ctx.fence, job=ctx.job.id, at_ms=patiently(ctx.registry.time_ms), label=args.label, source=source
@@ -107,8 +107,9 @@ def pull(ctx: JobContext, args: PullArgs) -> Outcome:
     return Outcome(result={"workspace": args.workspace, **made.to_dict(), **moved})
 
 
-def _annotations(store: Store, digest: str, workspace: str) -> dict[str, str]:
-    """What the image says of itself, for listings; checked for its form only, as it comes from elsewhere."""
+def _annotations(store: Store, digest: str, workspace: Workspace) -> dict[str, str]:
+    """What the image says of itself, for listings, checked for its form only, as it comes from elsewhere; and whose it is now:
+    a registry that is lost is made again from these notes, also for a workspace that was never captured itself."""
     manifest = load_manifest(store.blobs, digest)
     config = load_config(store.blobs, manifest).get("config")
     labels = config.get("Labels") if isinstance(config, dict) else None
@@ -116,7 +117,8 @@ def _annotations(store: Store, digest: str, workspace: str) -> dict[str, str]:
     found = {PREFIX + key: manifest.annotations.get(PREFIX + key, "") for key in ("files", "bytes")}
     counts = {key: text for key, text in found.items() if text.isascii() and text.isdecimal()}
     state = {PREFIX + "git": git} if isinstance(git, str) and len(git) <= MAX_GIT else {}
-    return {PREFIX + "workspace": workspace, **counts, **state}
+    mine = {"workspace": workspace.id, "repo": workspace.repo or "", "host": workspace.host, "record": kept_record(workspace)}
+    return {**{PREFIX + key: value for key, value in mine.items()}, **counts, **state}
 
 
 def _note(ctx: JobContext, refs: RefIndex, ref: Ref) -> None:

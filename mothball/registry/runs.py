@@ -104,16 +104,26 @@ class Runs:
         text = encode.dumps(outcome, "outcome", encode.MAX_OUTCOME_BYTES)
         return doorbell_of(self._fenced("finish", id, fence, text, *_record_args(record))[1])
 
-    def fail(self, id: str, fence: int, *, code: str, message: str, retryable: bool) -> FailResult:  # noqa: A002
+    def fail(
+        self,
+        id: str,  # noqa: A002
+        fence: int,
+        *,
+        code: str,
+        message: str,
+        retryable: bool,
+        blames: bool = True,
+    ) -> FailResult:
         """Record a failed run: queued again after `BACKOFF_MS` and up to 10 % jitter (Q-50), or failed for good.
 
-        It has failed for good when it is not `retryable` or this was the last of `max_attempts`. The workspace keeps the
-        message as last_error (Q-07). Cancelled meanwhile: it ends as cancelled and counts no failure (Q-36). Raises `LeaseLost`.
+        It has failed for good when it is not `retryable` or this was the last of `max_attempts`. With `blames` the workspace
+        keeps the message as last_error (Q-07). Cancelled meanwhile: it ends as cancelled and counts no failure (Q-36).
+        Raises `LeaseLost`.
         """
         jitter = random.randint(0, MAX_JITTER_PER_MILLE)  # noqa: S311 - spreads load, guards nothing
-        again = "1" if retryable else "0"
+        again, blamed = "1" if retryable else "0", "1" if blames else "0"
         text = message[:_MAX_ERROR]
-        answer = self._fenced("fail", id, fence, code[:64], text, again, self._settings.max_attempts, jitter, *BACKOFF_MS)
+        answer = self._fenced("fail", id, fence, code[:64], text, again, self._settings.max_attempts, jitter, blamed, *BACKOFF_MS)
         return FailResult(state=answer[1], due_at=int(answer[2]) or None, next=doorbell_of(answer[3]))
 
     def finish_cancelled(self, id: str, fence: int) -> Doorbell | None:  # noqa: A002

@@ -236,6 +236,8 @@ def test_keep_and_forget(here: Here) -> None:
             here.run("workspace.forget", snapshots=wrong)
         assert caught.value.code in {"invalid_params", "not_found"}
     assert here.names() == ["snap-3"]
+    # A mistyped name says nothing of the workspace: its captures are as good as before.
+    assert (here.record.last_error, here.record.retry_count) == ("", 0)
 
 
 def test_retention_of_a_host_follows_each_workspaces_policy_and_says_why(here: Here) -> None:

@@ -1,9 +1,10 @@
 -- include: common
 -- include: job
--- A run failed: once more later (Q-50), or for good. The workspace remembers the error (Q-07).
+-- A run failed: once more later (Q-50), or for good. The workspace may remember the error (Q-07).
 --
 -- ARGV  1 job   2 fence   3 error code   4 message   5 '1' the same request may succeed later   6 most failed runs
---       7 jitter, per mille of the delay (chosen by the caller: a script has no chance of its own)   8... delays in ms by failed run
+--       7 jitter, per mille of the delay (chosen by the caller: a script has no chance of its own)   8 '1' the workspace remembers
+--       9... delays in ms by failed run
 -- Returns {'ok', state, due_at ('0' none), doorbell of the next waiter or {}} | {'lost'}
 -- Asked twice under one fence, it answers what it answered and counts nothing again.
 local id, fence, code, message = arg(1), arg(2), arg(3), arg(4)
@@ -26,12 +27,12 @@ if v[2] == '1' then
   finalise_cancelled(id)
 else
   local attempts = redis.call('HINCRBY', record, 'attempts', 1)
-  if ws ~= '' then
+  if ws ~= '' and arg(8) == '1' then
     redis.call('HSET', key('ws', ws), 'last_error', message)
     redis.call('HINCRBY', key('ws', ws), 'retry_count', 1)
   end
   if retryable and attempts < max_attempts then
-    local delay = tonumber(arg(math.min(7 + attempts, #ARGV - 5)))
+    local delay = tonumber(arg(math.min(8 + attempts, #ARGV - 5)))
     due = NOW + delay + math.floor(delay * jitter / 1000)
     requeue(id, due)
     redis.call('ZREM', key('jobs', 'queued'), id)
