@@ -14,7 +14,7 @@ TREE ?= $(PATH_ARG)
 PYTEST_ARGS ?=
 
 # What the acceptance tests and the benchmark call. The fleet itself needs none of it.
-SYSTEM_PACKAGES := redis-server runc skopeo buildah docker-registry restic borgbackup zstd git
+SYSTEM_PACKAGES := redis-server runc skopeo buildah umoci docker-registry restic borgbackup zstd git
 
 .PHONY: help install demo test test-fast lint bench-capture system-deps constraints hooks clean
 
