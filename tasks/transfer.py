@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mothball.errors import InvalidParams
 from mothball.names import check_workspace_id
+from mothball.registry import Workspace
+from mothball.registry.kept import kept_record
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.manifest import PREFIX, load_config, load_manifest
