@@ -64,7 +64,7 @@ def _print_snapshot(result: SnapshotResult) -> None:
     line(f"{result.name}  {result.digest}")
     label = f"{escape(result.label)}: " if result.label else ""
     kept = ", kept" if result.keep else ""
-    line(f"{label}generation {result.generation}, {result.files:,} files, {human_bytes(result.bytes)}{kept}")
+    line(f"{label}generation {result.generation}, {_many(result.files, 'file')}, {human_bytes(result.bytes)}{kept}")
     if result.captured is not None:
         line("captured for it" if result.captured.get("changed") else "nothing had changed since the last capture")
         omitted: dict[str, int] = result.captured.get("omitted") or {}
@@ -281,4 +281,8 @@ def _print_retained(result: dict[str, Any]) -> None:
     for item in result["failed"]:
         note(f"failed: {item['workspace']}: {item['error']}")
     what = "would go" if result["dry_run"] else "forgotten"
-    line(f"{result['removed']:,} snapshots {what}, {result['kept']:,} stay, in {result['workspaces']:,} workspaces")
+    line(f"{_many(result['removed'], 'snapshot')} {what}, {result['kept']:,} stay, in {_many(result['workspaces'], 'workspace')}")
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

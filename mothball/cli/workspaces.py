@@ -160,6 +160,7 @@ def show(workspace: WorkspaceId, json: JsonFlag = False) -> None:
             ("generation", record.generation if captured else "none yet; `mothball capture` makes one"),
             ("digest", record.digest),
             ("size", f"{human_bytes(record.bytes)} in {record.files} files" if captured else None),
+            ("snapshots", record.snapshots or None),
             ("largest", human_bytes(record.high_water_bytes) if captured else None),
             ("captured", f"{time_text(record.last_good_at)} ({age(record.last_good_at, now)})" if record.last_good_at else None),
             ("last error", record.last_error),

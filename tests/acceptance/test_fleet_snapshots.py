@@ -76,7 +76,7 @@ def test_the_command_line_from_a_snapshot_to_its_end(fleet: FleetRun, mothball: 
     first = mothball("snapshot", ID, "--fresh", "--label", "begin", "--json").json()["result"]
     assert (first["name"], first["label"], first["captured"]["files"]) == ("snap-1", "begin", 1)
     said = mothball("snapshot", ID, "--label", "again", "--keep")
-    assert said.out.splitlines() == [f"snap-2  {first['digest']}", "again: generation 1, 1 files, 4 B, kept"]
+    assert said.out.splitlines() == [f"snap-2  {first['digest']}", "again: generation 1, 1 file, 4 B, kept"]
     assert mothball("snapshot", ID, "--no-wait").out.startswith("job ")
     fleet.until(lambda: len(names(fleet)) == 3, "the third snapshot")
 
@@ -89,7 +89,7 @@ def test_the_command_line_from_a_snapshot_to_its_end(fleet: FleetRun, mothball: 
 
     dry = mothball("retain", ID, "--dry-run").out
     assert "snap-1" in dry
-    assert "1 snapshots would go, 2 stay, in 1 workspaces" in dry
+    assert "1 snapshot would go, 2 stay, in 1 workspace" in dry
     by_job = mothball("retain", "--dry-run", "--host", fleet.settings.host, "--json").json()
     assert [each["name"] for each in by_job["result"]["taken"]] == ["snap-1"]
     assert len(names(fleet)) == 3
@@ -97,7 +97,7 @@ def test_the_command_line_from_a_snapshot_to_its_end(fleet: FleetRun, mothball: 
     assert mothball("retention", ID, "last=2,daily=3").code == 0
     assert mothball("retention", ID, "--json").json() == {"workspace": ID, "retention": "last=2,daily=3", "own": True}
     assert mothball("retention", ID, "last=0").code == 2
-    assert mothball("retain").out.splitlines()[-1] == "1 snapshots forgotten, 2 stay, in 1 workspaces"
+    assert mothball("retain").out.splitlines()[-1] == "1 snapshot forgotten, 2 stay, in 1 workspace"
     assert (names(fleet), fleet.registry.workspaces.get(ID).snapshots) == (["snap-2", "snap-3"], 2)
 
     assert mothball("forget", ID, "snap-2").code == 2
