@@ -124,6 +124,7 @@ def _flags(record: Workspace) -> str:
         *(["pinned"] if record.pinned else []),
         *(["held"] if record.holds else []),
         *(["failing"] if record.last_error else []),
+        *(["rebuilt"] if record.rebuilt_at else []),
     ]
     return ",".join(flags) or "-"
 

@@ -12,7 +12,7 @@ from mothball.names import check_host
 from mothball.registry import encode, keys
 from mothball.registry.kept import KEPT
 from mothball.registry.scripts import Scripts, pairs
-from mothball.registry.workspaces import MAX_TEXT, MODES, Workspace, Workspaces, check_path, check_whole, decode
+from mothball.registry.workspaces import LONE_SURROGATE, MAX_TEXT, MODES, Workspace, Workspaces, check_path, check_whole, decode
 
 NEVER_KNOWN = ("state", "last_active", "holds", "runtime", "stored_bytes")
 """What no store says: these begin anew."""
@@ -130,7 +130,7 @@ def _number(value: int | None) -> str:
 
 
 def _text(name: str, value: object) -> None:
-    if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT):
+    if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT or LONE_SURROGATE.search(value)):
         raise InvalidParams(f"{name} is no text")
 
 

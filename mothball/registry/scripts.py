@@ -7,6 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from mothball.errors import InvalidParams
 from mothball.registry.connection import Connection
 from mothball.settings import Settings
 
@@ -44,8 +45,14 @@ class Scripts:
 
 
 def _wire(value: str | int) -> bytes | int:
-    """Text as bytes: file names that are not UTF-8 keep theirs, which the client's own encoder would refuse."""
-    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    """Text as bytes: file names that are not UTF-8 keep theirs, which the client's own encoder would refuse.
+
+    `InvalidParams` for other surrogates: no bytes could stand for them, and JSON brings them in as harmless ASCII escapes.
+    """
+    try:
+        return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    except UnicodeEncodeError:
+        raise InvalidParams(f"{value[:100]!a} holds a surrogate, which is no character") from None
 
 
 def pairs(flat: list[str]) -> dict[str, str]:

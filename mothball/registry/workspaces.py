@@ -18,6 +18,8 @@ from mothball.retention import Policy
 from mothball.settings import Settings
 
 DERIVED = re.compile(r"([^#]+/[^#]+)#([0-9]{1,18})\Z")
+LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Stands for no byte of a file's name; JSON escapes bring it in, and no bytes could be written for it."""
 _BATCH = 200
 MODES = ("ephemeral", "persistent")
 MAX_TEXT = 4096
@@ -344,5 +346,7 @@ def check_path(path: object) -> None:
     """Raise `InvalidParams` unless `path` can be a workspace's: absolute, without NUL and ``..``, at most 4096 characters."""
     if not isinstance(path, str) or not PurePosixPath(path).is_absolute() or "\0" in path or len(path) > MAX_TEXT:
         raise InvalidParams(f"path must be absolute, without NUL and at most {MAX_TEXT} characters")
+    if LONE_SURROGATE.search(path):
+        raise InvalidParams(f"path {path[:100]!a} holds a surrogate, which is no character")
     if ".." in PurePosixPath(path).parts:
         raise InvalidParams(f"path {path!r} must not have '..' as a component")

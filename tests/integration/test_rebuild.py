@@ -24,8 +24,10 @@ from mothball.registry.rebuild import NEVER_KNOWN
 from mothball.settings import Settings
 from mothball.store import Ref, RefIndex, Store
 from mothball.store.manifest import PREFIX
+from mothball.store.snapshots import add_snapshot
 from tasks import services
 from tasks.job import SPECS, execute
+from tasks.transfer import _annotations as pulled_annotations
 from workers.redis_server import RedisServer
 
 NAME = "owner/repo#12"
@@ -210,7 +212,8 @@ def test_what_a_hand_wrote_into_the_store_is_not_believed(world: World) -> None:
     world.run("workspace.capture")
     wrong: dict[str, Any] = {
         "path": str(world.settings.workspace_roots[0]), "repo": "../etc", "number": "7", "title": ["x"], "mode": "eternal",
-        "created_at": None, "expires_at": -5, "pinned": "yes", "pin_reason": "x" * 5000, "policy": [], "agent_name": "agent-7",
+        "created_at": None, "expires_at": -5, "intent": "\ud800",
+        "pinned": "yes", "pin_reason": "x" * 5000, "policy": [], "agent_name": "agent-7",
     }  # fmt: skip
     world.annotate(record=json.dumps(wrong), repo="")
     world.lose_redis()
@@ -221,7 +224,7 @@ def test_what_a_hand_wrote_into_the_store_is_not_believed(world: World) -> None:
     assert (record.agent_name, record.repo, record.mode, record.policy) == ("agent-7", None, "persistent", {})
 
 
-@pytest.mark.parametrize("path", ["relative", "/a/../b", "/nul\0", "", 7, "/" + "x" * 5000])
+@pytest.mark.parametrize("path", ["relative", "/a/../b", "/nul\0", "", 7, "/" + "x" * 5000, "/\ud800"])
 def test_a_path_that_can_be_none_is_said_and_gets_no_record(world: World, path: Any) -> None:
     world.workspace()
     world.run("workspace.capture")
@@ -349,6 +352,25 @@ def test_a_time_from_the_future_is_cut_to_now(world: World) -> None:
     for wrong in ({"id": "../x"}, {"id": "by:x"}, {"host": "a b"}, {"path": "x"}):
         with pytest.raises(InvalidParams):
             world.registry.rebuilds.record(msgspec.structs.replace(facts, **wrong))
+
+
+def test_a_workspace_that_only_has_what_was_pulled_comes_back_too(world: World) -> None:
+    """It was registered on a new host, and its snapshot fetched from a registry; it was never captured there."""
+    world.workspace("o/from#1")
+    world.run("workspace.capture", "o/from#1")
+    there = world.store.refs("o/from#1").get()
+    folder = world.workspace("o/to#2", title="second")
+    refs = world.store.refs("o/to#2")
+    refs.prepare()
+    refs.take_fence(5, "pull")
+    notes = pulled_annotations(world.store, there.digest, world.get("o/to#2"))
+    add_snapshot(refs, fence=5, job="pull", at_ms=1, source=Ref("", there.digest, there.size, notes))
+    world.lose_redis()
+    found = world.rebuild()["o/to#2"]
+    record = world.get("o/to#2")
+    assert (found.status, found.path, found.snapshots) == ("rebuilt", str(folder), 1)
+    assert (record.title, record.digest, record.generation, record.agent_name) == ("second", None, 0, "agent-1")
+    assert world.run("workspace.capture", "o/to#2")["generation"] == 1
 
 
 def test_progress_is_told_for_every_layout(world: World) -> None:
