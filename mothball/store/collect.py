@@ -9,29 +9,29 @@ A kill at any point leaves blobs here or in the trash, never nowhere, and the ne
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 
 from mothball.errors import Corrupt, NotFound
 from mothball.store import Store
-from mothball.store.blobs import file_lock, full_disk_is_no_space, sync_folder
+from mothball.store.blobs import file_lock, full_disk_is_no_space
 from mothball.store.layouts import Layouts, drop_caches, stale_caches
 from mothball.store.marks import Usage
+from mothball.store.quarantine import TOTAL, Mover, read_total
 from mothball.store.reserve import Reserve
 from mothball.store.survey import Facts, Progress, Survey
 from mothball.store.trash import Trash
 from mothball.store.view import BLOB_NAME, StoreView
 
-HOLD_SECONDS: Final = 0.03
+HOLD_SECONDS: Final = 0.08
 """How long a batch keeps writers waiting; then come `PAUSE_SECONDS` in which they get the lock."""
-PAUSE_SECONDS: Final = 0.005
+PAUSE_SECONDS: Final = 0.004
 FUTURE_SECONDS: Final = 3600.0
 """A time stamp so far ahead was written by a clock that was wrong; it counts from now on instead of keeping garbage for years."""
 LISTED: Final = 100
@@ -211,17 +211,19 @@ class _Collection:
         found = 0
         # 32 bytes each: a listing of texts would be what breaks a small host whose store is all garbage.
         loose = bytearray()
-        for number, entry in enumerate(self._view.blobs()):
-            name = entry.name
-            if not BLOB_NAME.match(name):
-                report.strange += 1
-            elif marks.has(name):
-                found += 1
-            else:
-                loose += bytes.fromhex(name)
-            if not number % _LOOK_EVERY:
-                self._progress("look", blobs=number)
-        with _Mover(self._store, int(self._now * 1000)) if self._act else nullcontext() as mover:
+        has = marks.has
+        with self._view.blobs() as entries:
+            for number, entry in enumerate(entries):
+                name = entry.name
+                if has(name):
+                    found += 1
+                elif BLOB_NAME.match(name):
+                    loose += bytes.fromhex(name)
+                else:
+                    report.strange += 1
+                if not number % _LOOK_EVERY:
+                    self._progress("look", blobs=number)
+        with Mover(self._store, int(self._now * 1000)) if self._act else nullcontext() as mover:
             start = 0
             while start < len(loose):
                 with self._store.blobs.collecting() if mover else nullcontext():
@@ -231,7 +233,7 @@ class _Collection:
                     time.sleep(PAUSE_SECONDS)
         return found
 
-    def _batch(self, loose: bytearray, start: int, mover: _Mover | None) -> int:
+    def _batch(self, loose: bytearray, start: int, mover: Mover | None) -> int:
         """Take blobs from `start` on for as long as writers may be kept waiting; returns where the next batch begins."""
         report, cutoff = self._report, self._cutoff
         until = time.monotonic() + HOLD_SECONDS
@@ -245,11 +247,11 @@ class _Collection:
                 found = os.stat(path, dir_fd=folder, follow_symlinks=False)
                 if found.st_mtime < cutoff:
                     if mover:
-                        mover.move(name)
+                        mover.move(name, found.st_size)
                     report.moved_blobs += 1
                     report.moved_bytes += found.st_size
                     if mover is None:
-                        self._count_in_trash(found.st_size, self._now, expired=self._empty or self._trash_s <= 0)
+                        self._count_in_trash(1, found.st_size, self._now, expired=self._empty or self._trash_s <= 0)
                 else:
                     if mover and found.st_mtime > self._now + FUTURE_SECONDS:
                         os.utime(path, dir_fd=folder, follow_symlinks=False)
@@ -289,74 +291,66 @@ class _Collection:
             _drop_empty(Trash(self._store).blobs)
 
     def _empty_run(self, folder: Path, at: float, *, expired: bool) -> None:
-        marks, report = self._survey.marks, self._report
+        """Put back what is reachable, and when the run's time is over delete the rest."""
+        has, report = self._survey.marks.has, self._report
         trash = Trash(self._store)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for number, entry in enumerate(self._view.in_run(folder)):
+        names: list[str] = []
+        with self._view.in_run(folder) as entries:
+            for entry in entries:
                 name = entry.name
-                if not number % _LOOK_EVERY:
-                    self._progress("trash", blobs=report.deleted_blobs, bytes=report.deleted_bytes)
-                if BLOB_NAME.match(name) and marks.has(name) and not (self._view.blobs_folder / name).exists():
+                if has(name) and not (self._view.blobs_folder / name).exists():
                     report.put_back += 1
                     if self._act:
                         trash.put_back(f"sha256:{name}")
-                    continue
+                elif name != TOTAL:
+                    names.append(name)
+        size = self._size(folder, names)
+        if expired and self._act:
+            self._delete(folder, names)
+        self._count_in_trash(len(names), size, at, expired=expired)
+
+    def _size(self, folder: Path, names: list[str]) -> int:
+        """Bytes of the blobs `names`; by what the run wrote down when it is still whole, else one look at each."""
+        total = read_total(folder)
+        if total is not None and total.blobs == len(names):
+            return total.bytes
+        size = 0
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in names:
                 with suppress(FileNotFoundError):
-                    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                    if stat.S_ISDIR(found.st_mode):
-                        report.strange += 1
-                        continue
-                    if expired and self._act:
-                        os.unlink(name, dir_fd=fd)
-                    self._count_in_trash(found.st_size, at, expired=expired)
+                    size += os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
+        finally:
+            os.close(fd)
+        return size
+
+    def _delete(self, folder: Path, names: list[str]) -> None:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for number, name in enumerate([*names, TOTAL]):
+                if not number % _LOOK_EVERY:
+                    self._progress("delete", blobs=number)
+                try:
+                    os.unlink(name, dir_fd=fd)
+                except FileNotFoundError:
+                    pass
+                except IsADirectoryError:
+                    self._report.strange += 1
         finally:
             os.close(fd)
 
-    def _count_in_trash(self, size: int, at: float, *, expired: bool) -> None:
+    def _count_in_trash(self, blobs: int, size: int, at: float, *, expired: bool) -> None:
         report = self._report
         if expired:
-            report.deleted_blobs += 1
+            report.deleted_blobs += blobs
             report.deleted_bytes += size
         else:
-            report.trash_blobs += 1
+            report.trash_blobs += blobs
             report.trash_bytes += size
             self._free_at(at + self._trash_s, size)
 
     def _free_at(self, at: float, size: int) -> None:
         self._freed[int(at // 3600) + 1] += size
-
-
-class _Mover:
-    """Moves blobs into one folder of the trash, which is made with the first of them."""
-
-    def __init__(self, store: Store, run: int) -> None:
-        self._fsync = store.fsync
-        self._folder = Trash(store).blobs / str(run)
-        self._target = -1
-        self.source = os.open(store.blobs.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def move(self, name: str) -> None:
-        """One rename; the caller holds the store's lock."""
-        if self._target < 0:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._target = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.rename(name, name, src_dir_fd=self.source, dst_dir_fd=self._target)
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            if self._target >= 0 and self._fsync:
-                # The new names first: a power cut may leave a blob in both folders, but in one at least.
-                os.fsync(self._target)
-                sync_folder(self._folder.parent)
-                os.fsync(self.source)
-        finally:
-            for fd in (self._target, self.source):
-                if fd >= 0:
-                    os.close(fd)
 
 
 def _drop_empty(folder: Path) -> None:

@@ -15,6 +15,7 @@ import msgspec
 _FIRST_SLOTS: Final = 1 << 12
 _FULL: Final = 0.66
 """Share of slots in use at which the table doubles."""
+_NAME: Final = 64
 _EVERYBODY: Final = -1
 """Owner of a blob that workspaces of several repos hold. An owner of -2 - r means: several workspaces of repo r."""
 
@@ -136,15 +137,18 @@ class Marks:
         self._limit = int(slots * _FULL)
 
     def has(self, name: str) -> bool:
-        """True when the blob with this name (64 hex digits) is reachable."""
-        key = int(name[:16], 16) or 1
+        """True when the blob with this name (64 hex digits) is reachable; False for any other text."""
+        try:
+            key = int(name[:16], 16) or 1
+        except ValueError:
+            return False
         keys, mask = self._keys, self._mask
         slot = key & mask
         while (found := keys[slot]) != key:
             if not found:
                 return False
             slot = (slot + 1) & mask
-        return True
+        return len(name) == _NAME
 
     @property
     def table_bytes(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -97,7 +98,7 @@ class StoreView:
         except InvalidParams:
             return False
 
-    def blobs(self) -> Iterator[os.DirEntry[str]]:
+    def blobs(self) -> AbstractContextManager[Iterable[os.DirEntry[str]]]:
         """Everything in the blobs folder, in no order."""
         return _scan(self.blobs_folder)
 
@@ -105,7 +106,7 @@ class StoreView:
         """(ms, folder) of each earlier collection in the trash, oldest first."""
         return self._trash.runs()
 
-    def in_run(self, folder: Path) -> Iterator[os.DirEntry[str]]:
+    def in_run(self, folder: Path) -> AbstractContextManager[Iterable[os.DirEntry[str]]]:
         """What one of them moved there."""
         return _scan(folder)
 
@@ -132,9 +133,9 @@ def _is_slug_of(name: str, workspace: str) -> bool:
         return False
 
 
-def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+def _scan(folder: Path) -> AbstractContextManager[Iterable[os.DirEntry[str]]]:
+    # Not a generator: for a million names each step of one counts.
     try:
-        with os.scandir(folder) as entries:
-            yield from entries
+        return os.scandir(folder)
     except FileNotFoundError:
-        return
+        return nullcontext(())
