@@ -49,8 +49,10 @@ def _wire(value: str | int) -> bytes | int:
 
     `InvalidParams` for other surrogates: no bytes could stand for them, and JSON brings them in as harmless ASCII escapes.
     """
+    if not isinstance(value, str):
+        return value
     try:
-        return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+        return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise InvalidParams(f"{value[:100]!a} holds a surrogate, which is no character") from None
 
