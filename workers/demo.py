@@ -41,8 +41,8 @@ LOOK_SECONDS = 0.005
 READ_BACK = 25
 LOG_LINES = 15
 TIMINGS = {
-    "lease_seconds": 5, "ring_seconds": 2, "queued_ring_after_seconds": 5, "heartbeat_seconds": 2, "host_offline_seconds": 10,
-    "soft_shutdown_seconds": 2, "redis_timeout": 3.0,
+    "lease_seconds": 4, "ring_seconds": 1, "queued_ring_after_seconds": 4, "heartbeat_seconds": 2, "host_offline_seconds": 10,
+    "soft_shutdown_seconds": 2, "redis_timeout": 2.5,
 }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ class Demo:
         )  # fmt: skip
         started = time.monotonic()
         self.say("starting the fleet: embedded Redis, a Celery worker, beat and Flower")
-        self.say("  so that recovery is quick to watch: leases of 5 s (default 30), doorbells every 2 s (default 10)")
+        self.say("  so that recovery is quick to watch: leases of 4 s (default 30), doorbells every second (default 10 s)")
         local = LocalFleet(settings, say=lambda text: self.say(f"  {text}"), hurry=self._signals.hurry)
         try:
             with local:
