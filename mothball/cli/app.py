@@ -88,6 +88,9 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
 
 
 def _invoke(app: typer.Typer, args: list[str]) -> int:
+    named = [info for info in app.registered_commands if args and info.name == args[0]]
+    if named:  # reading the options of every other command takes longer than some commands do
+        app.registered_commands = named
     command = typer.main.get_command(app)
     try:
         outcome = command.main(args=args, prog_name="mothball", standalone_mode=False)

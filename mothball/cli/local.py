@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from mothball import errors
+from mothball.cli.glance import host_of
 from mothball.cli.output import note
 from mothball.cli.session import open_fleet
 from mothball.names import check_workspace_id
@@ -28,6 +29,13 @@ def local_store(settings: Settings) -> Store:
     from mothball.store import Store
 
     return Store(settings.store_dir)
+
+
+def here(settings: Settings, workspace: str) -> None:
+    """`hosted` for commands that need no record: most of the time one look says that all is well."""
+    check_workspace_id(workspace)
+    if not local_store(settings).refs(workspace).exists or host_of(settings, workspace) != settings.host:
+        hosted(settings, workspace)
 
 
 def hosted(settings: Settings, workspace: str) -> Workspace | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mothball import errors
-from mothball.cli.local import hosted, load_settings, local_store
+from mothball.cli.local import here, hosted, load_settings, local_store
 from mothball.cli.output import JsonFlag, emit_json, emit_json_array, line, note, with_path
 from mothball.cli.text import escape, human_bytes, printable, time_text
 from mothball.cli.workspaces import WorkspaceId
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from mothball.store.diff import Change, DiffTotals
-    from mothball.store.merge import Found
     from mothball.store.tree import Entry, Tree
 
 PANEL = "Captures"
@@ -46,28 +45,32 @@ def files(
     json: JsonFlag = False,
 ) -> None:
     """List what a capture holds."""
+    folder = path.strip("/")
     with _tree(workspace, at) as tree:
-        entries = _entries(tree, path.strip("/") if path != "/" else "")
+        # A path that is not there is an error, not an empty listing.
+        entry = tree.stat(folder)
         if json:
-            emit_json_array(with_path(_entry_fields(entry), entry.path) for entry in map(_entry, entries))
+            emit_json_array(with_path(_entry_fields(each), each.path) for each in _entries(tree, entry))
         elif long:
-            _print_lines(_long_line(entry) for entry in map(_entry, entries))
+            _print_lines(_long_line(each) for each in _entries(tree, entry))
+        elif entry.type == "dir":
+            for rows, _, _ in tree.runs(folder):
+                _print_names([row.path for row in rows])
         else:
-            _print_lines(escape(os.fsdecode(found.row.path)) for found in entries)
+            line(escape(entry.path))
 
 
-def _entry(found: Found) -> Entry:
-    from mothball.store.tree import entry_of
-
-    return entry_of(found)
+def _entries(tree: Tree, entry: Entry) -> Iterator[Entry]:
+    return tree.walk(entry.path) if entry.type == "dir" else iter([entry])
 
 
-def _entries(tree: Tree, path: str) -> Iterator[Found]:
-    # A path that is not there is an error, not an empty listing.
-    if not path or tree.stat(path).type == "dir":
-        return tree.below(path)
-    found = tree.locate(os.fsencode(path))
-    return iter([found] if found else [])
+def _print_names(names: list[bytes]) -> None:
+    """Many names with one look at all of them together: nearly none has a character that must not reach a terminal."""
+    text = b"\n".join(names).decode("utf-8", "surrogateescape")
+    if "\\" not in text and text.replace("\n", "").isprintable() and text.count("\n") == len(names) - 1:
+        line(text)
+    else:
+        _print_lines(escape(os.fsdecode(name)) for name in names)
 
 
 def _print_lines(lines: Iterable[str]) -> None:
@@ -255,7 +258,7 @@ def _tree(workspace: str, at: str) -> Iterator[Tree]:
     from mothball.store.tree import Tree
 
     settings = load_settings()
-    hosted(settings, workspace)
+    here(settings, workspace)
     store = local_store(settings)
     with Tree.open(store, store.refs(workspace).get(at).digest) as tree:
         yield tree

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from mothball.errors import NotFound
-from mothball.store.merge import Event, Found, Hidden, Range, grouped, in_folders, layer_events, row_key, top_of
+from mothball.store.merge import Event, Found, Hidden, Range, Run, flat, grouped, in_folders, layer_events, row_key, top_of
 from mothball.store.read import clean_path, show
 from mothball.store.toc import Toc, sort_key
 from mothball.store.tree import Entry, Tree, entry_of
@@ -160,15 +160,15 @@ def _named_above(a: Tree, b: Tree, folder: bytes, shared: int) -> tuple[Iterator
     def below(tree: Tree, events: Iterator[Event]) -> Iterator[Found]:
         # All that these layers name lies in `ranges`, so there is nothing to choose.
         above = [layer_events(layer.toc, layer.number, [everything]) for layer in tree.layers[shared:]]
-        return in_folders(tree.layers, folder, _visible([events, *above], tree.hidden_at(folder)))
+        return flat(in_folders(tree.layers, folder, _visible([events, *above], tree.hidden_at(folder))))
 
     return below(a, common[0]), below(b, common[1])
 
 
-def _visible(streams: Sequence[Iterator[Event]], hidden: Hidden) -> Iterator[Found]:
+def _visible(streams: Sequence[Iterator[Event]], hidden: Hidden) -> Iterator[Run]:
     for key, group in grouped(streams):
         if (found := top_of(key, group, hidden)) is not None:
-            yield found
+            yield [found.row], found.layer, found.mtime_ns
 
 
 def _ranges(tocs: Sequence[Toc], folder: bytes, everything: Range) -> list[Range]:

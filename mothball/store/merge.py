@@ -32,12 +32,16 @@ class Found(NamedTuple):
     mtime_ns: int
 
 
+Run = tuple[list[TocRow], int, int | None]
+"""Entries that follow each other: rows of one layer, its number, and the mtime that overrides theirs, if one does."""
+
+
 def row_key(row: TocRow) -> bytes:
     """The key under which rows sort."""
     return row.path.replace(b"/", b"\0")
 
 
-def merged(layers: Sequence[Layer], folder: bytes, hidden: Hidden) -> Iterator[Found]:
+def merged(layers: Sequence[Layer], folder: bytes, hidden: Hidden) -> Iterator[Run]:
     """The entries below `folder`, sorted by path components; `hidden` is as the layers' rows at and above `folder` make it.
 
     `Corrupt` for an entry that lies in no folder: whoever unpacks that would write through something else.
@@ -47,50 +51,51 @@ def merged(layers: Sequence[Layer], folder: bytes, hidden: Hidden) -> Iterator[F
     return in_folders(layers, folder, _visible(layers, start, stop, hidden))
 
 
-def in_folders(layers: Sequence[Layer], folder: bytes, entries: Iterable[Found]) -> Iterator[Found]:
-    """`entries`, of which each lies in `folder` or in a folder before it; else `Corrupt`."""
+def flat(runs: Iterable[Run]) -> Iterator[Found]:
+    """The entries of `runs` one by one."""
+    new = tuple.__new__  # skips the keyword handling of a named tuple
+    for rows, layer, mtime_ns in runs:
+        for row in rows:
+            yield new(Found, (row, layer, row.mtime_ns if mtime_ns is None else mtime_ns))
+
+
+def in_folders(layers: Sequence[Layer], folder: bytes, runs: Iterable[Run]) -> Iterator[Run]:
+    """`runs`, in which each entry lies in `folder` or in a folder before it; else `Corrupt`."""
     top = folder + b"/" if folder else b""
     stack = [top]
-    for found in entries:
-        row = found[0]
-        path = row.path
-        parent = path[: path.rfind(b"/") + 1]
-        if parent != top:
-            while stack and stack[-1] != parent:
-                stack.pop()
-            if not stack:
-                raise layers[found.layer].toc.corrupt(f"{show(path)} lies in no folder")
-            top = parent
-        if row.type == "d":
-            top = path + b"/"
-            stack.append(top)
-        yield found
+    for run in runs:
+        for row in run[0]:
+            path = row.path
+            parent = path[: path.rfind(b"/") + 1]
+            if parent != top:
+                while stack and stack[-1] != parent:
+                    stack.pop()
+                if not stack:
+                    raise layers[run[1]].toc.corrupt(f"{show(path)} lies in no folder")
+                top = parent
+            kind = row.type
+            if kind == "d":
+                top = path + b"/"
+                stack.append(top)
+            elif kind == "m":
+                raise _only_an_mtime(path)
+        yield run
 
 
-def _visible(layers: Sequence[Layer], start: bytes, stop: bytes | None, hidden: Hidden) -> Iterator[Found]:
+def _visible(layers: Sequence[Layer], start: bytes, stop: bytes | None, hidden: Hidden) -> Iterator[Run]:
     """The lowest layer's rows run by run, and what is at each path that a layer above names."""
     if not layers:
         return
     lowest = _Rows(layers[0].toc, start, stop)
     for key, group in grouped([layer_events(layer.toc, layer.number, [(start, stop)]) for layer in layers[1:]]):
-        yield from _pass(layers, lowest.before(key), hidden)
+        for rows in lowest.before(key):
+            yield rows if hidden[0] is None else _without(rows, hidden[0]), 0, None
         if (row := lowest.at(key)) is not None:
             group.append((key, 0, 1, row))
         if (found := top_of(key, group, hidden)) is not None:
-            yield found
-    yield from _pass(layers, lowest.before(None), hidden)
-
-
-def _pass(layers: Sequence[Layer], runs: Iterable[list[TocRow]], hidden: Hidden) -> Iterator[Found]:
-    new = tuple.__new__  # skips the keyword handling of a named tuple
-    for whole in runs:
-        run = whole
-        if (prefix := hidden[0]) is not None:
-            run = _without(run, prefix)
-        for row in run:
-            if row.type == "m":
-                raise _only_an_mtime(row.path)
-            yield new(Found, (row, 0, row.mtime_ns))
+            yield [found.row], found.layer, found.mtime_ns
+    for rows in lowest.before(None):
+        yield rows if hidden[0] is None else _without(rows, hidden[0]), 0, None
 
 
 def _without(run: list[TocRow], prefix: bytes) -> list[TocRow]:
