@@ -14,9 +14,9 @@ TREE ?= $(PATH_ARG)
 PYTEST_ARGS ?=
 
 # What the acceptance tests and the benchmark call. The fleet itself needs none of it.
-SYSTEM_PACKAGES := redis-server runc skopeo buildah umoci docker-registry restic borgbackup zstd git
+SYSTEM_PACKAGES := redis-server runc skopeo buildah umoci docker-registry restic borgbackup zstd openssl git
 
-.PHONY: help install demo test test-fast lint bench-capture system-deps constraints hooks clean
+.PHONY: help install demo test test-fast lint bench-capture bench-restore system-deps constraints hooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,15 @@ lint: $(INSTALLED) ## ruff, mypy --strict, and the arrows between the packages
 
 bench-capture: $(INSTALLED) ## capture beside tar, restic and borg (make bench-capture TREE=dir)
 	$(BIN)/python -m benchmarks.capture $(if $(TREE),--tree "$(TREE)")
+
+bench-restore: $(INSTALLED) ## restore beside tar, borg and restic; list, compare, verify (make bench-restore TREE=dir)
+	$(BIN)/python -m benchmarks.restore $(if $(TREE),--tree "$(TREE)")
+
+bench-restore: $(INSTALLED) ## restore, files, diff and verify beside tar, restic, borg and sha256sum
+	$(BIN)/python -m benchmarks.restore $(if $(TREE),--tree "$(TREE)")
+
+bench-collect: $(INSTALLED) ## collection beside rm -r, and its memory with a million blobs
+	$(BIN)/python -m benchmarks.collect
 
 system-deps: ## the programs that acceptance tests and the benchmark use, with apt-get
 	@if ! command -v apt-get >/dev/null; then \
