@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,7 +20,8 @@ from mothball.store import Store
 from mothball.store.manifest import MEDIA_LAYER
 from mothball.store.tree import Tree
 from mothball.store.verify import verify
-from tests.support import eventually, missing, require_tool
+from tests.acceptance.registry import ImageRegistry
+from tests.support import missing, require_tool
 
 WORKSPACE = "owner/repo#12"
 Facts = dict[bytes, tuple[Any, ...]]
@@ -157,7 +157,9 @@ class Buildah:
 
     def unpack(self, image: str) -> Path:
         """Where the file system of `image` is mounted."""
-        name = self.run("from", "--isolation", "chroot", "--signature-policy", str(self._policy), "--pull-always", image)
+        name = self.run(
+            "from", "--isolation", "chroot", "--signature-policy", str(self._policy), "--pull-always", "--tls-verify=false", image
+        )
         self._containers.append(name)
         return Path(self.run("mount", name))
 
@@ -198,38 +200,8 @@ def test_skopeo_inspects_a_capture(host: Host, policy: Path) -> None:
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
     """The address of a registry on loopback that keeps its blobs below tmp_path."""
-    program = require_tool("docker-registry")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = tmp_path / "registry.json"  # JSON is YAML
-    config.write_text(
-        json.dumps(
-            {
-                "version": 0.1,
-                "log": {"level": "error"},
-                "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}, "delete": {"enabled": True}},
-                "http": {"addr": address, "secret": "of this test only"},
-            }
-        )
-    )
-    with (tmp_path / "registry.log").open("wb") as log:
-        process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log)
-    try:
-        eventually(lambda: process.poll() is not None or answers(address), seconds=20, what="the registry")
-        assert process.poll() is None, (tmp_path / "registry.log").read_text()
-        yield address
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def answers(address: str) -> bool:
-    name, _, port = address.partition(":")
-    try:
-        socket.create_connection((name, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True
+    with ImageRegistry(tmp_path / "registry") as running:
+        yield running.address
 
 
 def test_skopeo_takes_a_capture_to_a_registry_and_back_with_the_same_digests(
@@ -348,7 +320,7 @@ def test_what_buildah_unpacks_is_the_tree_after_every_generation(host: Host, bui
         }
         assert different == {}, change.__name__
     assert result.layers == 5
-    assert verify(host.store, WORKSPACE, True).problems == []
+    assert verify(host.store, WORKSPACE, "content").problems == []
 
 
 def test_what_buildah_unpacks_after_a_squash_is_the_tree(host: Host, buildah: Buildah) -> None:
