@@ -6,7 +6,7 @@ Walking keeps one block per layer in memory (see `merge`); finding one path deco
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import BinaryIO, Final, Literal
 
@@ -95,13 +95,29 @@ class Tree:
 
     # -- listing -------------------------------------------------------------------------------------------------------
 
-    def walk(self, prefix: str | bytes = "") -> Iterator[Entry]:
+    def walk(
+        self,
+        prefix: str | bytes = "",
+        *,
+        max_depth: int = 0,
+        filter: Callable[[Entry], bool] | None = None,  # noqa: A002  # B-105
+    ) -> Iterator[Entry]:
         """Everything below the folder `prefix`, sorted by path components, a folder before what it holds.
 
-        The folder itself is not among it. Errors as `listdir`; `Corrupt` for an entry that lies in no folder.
+        The folder itself is not among it. `max_depth` 1 is what lies directly in it, 0 everything; `filter` says which entries are
+        wanted, and what lies below an unwanted folder is asked for all the same (B-105). Errors as `listdir`; `Corrupt` for an
+        entry that lies in no folder, `InvalidParams` for a negative depth.
         """
+        if max_depth < 0:
+            raise InvalidParams(f"max_depth must be 0 (everything) or more, not {max_depth}")
+        folder = clean_path(prefix)
+        deepest = folder.count(b"/") + bool(folder) + max_depth
         for found in self.below(prefix):
-            yield entry_of(found)
+            if max_depth and found.row.path.count(b"/") >= deepest:
+                continue
+            entry = entry_of(found)
+            if filter is None or filter(entry):
+                yield entry
 
     def below(self, prefix: str | bytes = "") -> Iterator[Found]:
         """What `walk` finds, as the layers' own rows. Errors as `walk`, those about `prefix` at once."""
@@ -143,9 +159,13 @@ class Tree:
 
     stat = find
 
-    def exists(self, path: str | bytes) -> bool:
-        """True when there is an entry at `path`, which may be a symbolic link to nowhere (B-89)."""
-        return self.locate(clean_path(path)) is not None
+    def exists(self, path: str | bytes, kind: Literal["file", "dir", "symlink"] | None = None) -> bool:
+        """True when there is an entry at `path`, of that kind if one is named; a symbolic link may lead nowhere (B-89, B-105).
+
+        A further name of a file is a file. `InvalidParams` for what is no path, never for what is not there.
+        """
+        found = self.locate(clean_path(path))
+        return found is not None and kind in {None, _KINDS[found.row.type].replace("hardlink", "file")}
 
     # -- content -------------------------------------------------------------------------------------------------------
 
