@@ -15,13 +15,19 @@ from typing import Any
 from mothball.capture import CaptureRequest, capture_workspace
 from mothball.settings import Settings
 from mothball.store import Store
+from mothball.store.diff import diff
+from mothball.store.restore import restore
 from mothball.store.tree import Tree
+from mothball.store.verify import verify
 
 
 def settings_of(given: dict[str, Any]) -> Settings:
     """Defaults, but for the places."""
     return Settings.load(
-        data_dir=Path(given["data_dir"]), workspace_roots=(Path(given["root"]),), host="bench", redis_url="redis://127.0.0.1:1"
+        data_dir=Path(given["data_dir"]),
+        workspace_roots=(Path(given["root"]),),
+        host="bench",
+        redis_url=given.get("redis_url", "redis://127.0.0.1:1"),
     )
 
 
@@ -54,7 +60,39 @@ def read(given: dict[str, Any]) -> dict[str, Any]:
     return {"ms": times}
 
 
-ACTIONS = {"capture": capture, "read": read}
+def restore_latest(given: dict[str, Any]) -> dict[str, Any]:
+    """One restore of the latest capture to a new folder; ``seconds`` as in `capture`."""
+    store = Store(settings_of(given).store_dir)
+    begin = time.perf_counter()
+    with Tree.open(store, store.refs(given["workspace"]).get("latest").digest) as tree:
+        result = restore(tree, Path(given["to"]))
+    return {"seconds": time.perf_counter() - begin, "files": result.files}
+
+
+def diff_latest(given: dict[str, Any]) -> dict[str, Any]:
+    """The latest capture compared with `before`, both opened anew; milliseconds each."""
+    store = Store(settings_of(given).store_dir)
+    latest = store.refs(given["workspace"]).get("latest").digest
+    times, count = [], 0
+    for _ in range(given["rounds"]):
+        begin = time.perf_counter()
+        with Tree.open(store, given["before"]) as old, Tree.open(store, latest) as new:
+            count = sum(1 for _ in diff(old, new))
+        times.append((time.perf_counter() - begin) * 1000)
+    return {"ms": times, "changes": count}
+
+
+def verify_deep(given: dict[str, Any]) -> dict[str, Any]:
+    """Every blob of the store hashed again."""
+    store = Store(settings_of(given).store_dir)
+    begin = time.perf_counter()
+    report = verify(store, level="deep")
+    if report.problems:
+        raise SystemExit(f"damaged: {report.problems[0].reason}")
+    return {"seconds": time.perf_counter() - begin, "bytes": report.bytes}
+
+
+ACTIONS = {"capture": capture, "read": read, "restore": restore_latest, "diff": diff_latest, "verify": verify_deep}
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(ACTIONS[sys.argv[1]](json.loads(sys.argv[2]))))

@@ -138,6 +138,8 @@ class Mothball(Contender):
         super().__init__(folder)
         self.fence = 0
         self.last: dict[str, Any] = {}
+        self.last_digest = ""
+        self.repository = folder / "store"
         self.process_seconds: list[float] = []
 
     @classmethod
@@ -158,6 +160,7 @@ class Mothball(Contender):
         self.fence += 1
         self.last, cost = self.action("capture", path=str(tree), fence=self.fence, **given)
         self.process_seconds.append(cost.seconds)
+        self.last_digest = self.last["result"]["digest"]
         return Cost(seconds=self.last["seconds"], peak=cost.peak, cpu=cost.cpu)
 
     def stored(self) -> int:

@@ -36,7 +36,12 @@ def measure(tree: Path, big: Path | None, work: Path, say: Say) -> dict[str, Any
     trees.settle()
     roots = tuple({path.parent for path in (tiny, tree, *((big,) if big else ()))})
     settings = Settings.load(
-        data_dir=work / "fleet", workspace_roots=roots, host="bench", flower_port=0, log_level="warning", redis_url="redis://127.0.0.1:1"
+        data_dir=work / "fleet",
+        workspace_roots=roots,
+        host="bench",
+        flower_port=0,
+        log_level="warning",
+        redis_url="redis://127.0.0.1:1",
     )
     with LocalFleet(settings, say=say) as local, Fleet(settings=local.settings) as fleet:
         overhead, waited = _overhead(fleet, local, tiny)

@@ -111,5 +111,3 @@ def big_file_peaks(kinds: list[type[Contender]], tree: Path, work: Path, say: Sa
 def medians(samples: Samples) -> dict[str, dict[str, float]]:
     """The median of every figure."""
     return {name: {figure: median(values) for figure, values in figures.items()} for name, figures in samples.items()}
-
-
