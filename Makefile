@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 # What the acceptance tests and the benchmark call. The fleet itself needs none of it.
 SYSTEM_PACKAGES := redis-server runc skopeo buildah umoci docker-registry restic borgbackup zstd openssl git
 
-.PHONY: help install demo test test-fast lint bench-capture bench-restore system-deps constraints hooks clean
+.PHONY: help install demo test test-fast lint bench-capture bench-restore bench-collect system-deps constraints hooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,9 +51,6 @@ bench-capture: $(INSTALLED) ## capture beside tar, restic and borg (make bench-c
 	$(BIN)/python -m benchmarks.capture $(if $(TREE),--tree "$(TREE)")
 
 bench-restore: $(INSTALLED) ## restore beside tar, borg and restic; list, compare, verify (make bench-restore TREE=dir)
-	$(BIN)/python -m benchmarks.restore $(if $(TREE),--tree "$(TREE)")
-
-bench-restore: $(INSTALLED) ## restore, files, diff and verify beside tar, restic, borg and sha256sum
 	$(BIN)/python -m benchmarks.restore $(if $(TREE),--tree "$(TREE)")
 
 bench-collect: $(INSTALLED) ## collection beside rm -r, and its memory with a million blobs
