@@ -96,9 +96,7 @@ def pull(ctx: JobContext, args: PullArgs) -> Outcome:
     ctx.checkpoint("pull")
     pulled = pull_capture(store, args.reference, ctx.settings, progress=_reporter(ctx))
     ctx.checkpoint("snapshot")
-    source = Ref(
-        "", pulled.digest, pulled.size, {**_annotations(store, pulled.digest, workspace), PULLED_FROM: pulled.reference}
-    )
+    source = Ref("", pulled.digest, pulled.size, {**_annotations(store, pulled.digest, workspace), PULLED_FROM: pulled.reference})
     ref = add_snapshot(
         refs, fence=ctx.fence, job=ctx.job.id, at_ms=patiently(ctx.registry.time_ms), label=args.label, source=source
     )
