@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -12,6 +13,7 @@ from mothball.errors import InvalidParams, NotFound
 from mothball.names import check_workspace_id
 from mothball.settings import Settings
 from mothball.store import RefIndex, Store
+from mothball.store.reserve import Reserve
 from mothball.store.retain import Retained, retain
 from mothball.store.snapshots import SnapshotResult, add_snapshot, as_snapshot, check_label, check_note, mark_all, snapshots
 from mothball.store.snapshots import forget as forget_snapshots
@@ -118,12 +120,14 @@ def keep(ctx: JobContext, args: KeepArgs) -> Outcome:
 
 @job_task(name="workspace.forget", args=ForgetArgs, queue="host", time_limit=_SHORT_HARD, soft_time_limit=_SHORT_SOFT, blames=False)
 def forget(ctx: JobContext, args: ForgetArgs) -> Outcome:
-    """Take snapshots out of the workspace's index; they stay in the trash for a while."""
-    refs = _fenced(ctx, args.workspace)
+    """Take snapshots out of the workspace's index; they stay in the trash for a while. It works on a full disk."""
+    refs = _reserve(ctx).spend_when_full(lambda: _fenced(ctx, args.workspace))
     reason = f"forgotten: {args.reason}" if args.reason else "forgotten"
-    done = forget_snapshots(
-        _store(ctx.settings), args.workspace, args.snapshots, reason=reason, at_ms=patiently(ctx.registry.time_ms),
-        fence=ctx.fence, job=ctx.job.id,
+    done = _reserve(ctx).spend_when_full(
+        partial(
+            forget_snapshots, _store(ctx.settings), args.workspace, args.snapshots, reason=reason,
+            at_ms=patiently(ctx.registry.time_ms), fence=ctx.fence, job=ctx.job.id,
+        )
     )  # fmt: skip
     gone = [each.name for each in done.gone]
     _note(ctx, refs, forgotten=gone, reason=reason)
@@ -152,7 +156,8 @@ def retain_store(ctx: JobContext, args: RetainArgs) -> Outcome:
                 )
             )
 
-    report = retain(store, wanted, now_ms=patiently(registry.time_ms), dry_run=args.dry_run, each=each, done=done)
+    now_ms = patiently(registry.time_ms)
+    report = retain(store, wanted, now_ms=now_ms, dry_run=args.dry_run, reserve=_reserve(ctx), each=each, done=done)
     for workspace, error in report.failed:
         log.warning("retention failed", workspace=workspace, error=error)
     log.info("retained", workspaces=report.workspaces, removed=report.removed, failed=len(report.failed), dry_run=args.dry_run)
@@ -161,6 +166,10 @@ def retain_store(ctx: JobContext, args: RetainArgs) -> Outcome:
 
 def _store(settings: Settings) -> Store:
     return Store(settings.store_dir, fsync=settings.fsync)
+
+
+def _reserve(ctx: JobContext) -> Reserve:
+    return Reserve(_store(ctx.settings), ctx.settings.reserve_bytes)
 
 
 def _fenced(ctx: JobContext, workspace: str) -> RefIndex:

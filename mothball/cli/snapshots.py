@@ -219,6 +219,7 @@ def retain(
 
 def _retain_here(workspace: str | None, *, dry_run: bool, hidden: bool) -> dict[str, Any]:
     from mothball.names import check_workspace_id
+    from mothball.store.reserve import Reserve
     from mothball.store.retain import Retained, retain
 
     settings = load_settings()
@@ -236,7 +237,10 @@ def _retain_here(workspace: str | None, *, dry_run: bool, hidden: bool) -> dict[
 
         wanted = list(fleet.registry.retentions.of_host(settings.host, workspace))
         now = fleet.registry.time_ms()
-        report = retain(store, wanted, now_ms=now, dry_run=dry_run, each=lambda name: count(name, len(wanted)), done=done)
+        reserve = Reserve(store, settings.reserve_bytes)
+        report = retain(
+            store, wanted, now_ms=now, dry_run=dry_run, reserve=reserve, each=lambda name: count(name, len(wanted)), done=done
+        )
     return report.to_dict()
 
 

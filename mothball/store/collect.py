@@ -126,6 +126,7 @@ def collect(
     store.prepare()
     reserve = Reserve(store, reserve_bytes)
     with full_disk_is_no_space(store.root), _alone(store, reserve):
+        reserve.spend_when_full(Trash(store).prepare)
         report = reserve.spend_when_full(once)
         report.reserve_bytes = reserve.make()
         return report

@@ -9,6 +9,7 @@ from typing import Final, Self
 
 import msgspec
 
+from mothball.errors import NoSpace
 from mothball.store import Store
 from mothball.store.blobs import replace_file, sync_folder
 from mothball.store.trash import Trash
@@ -58,7 +59,8 @@ class Mover:
         try:
             if self._target >= 0 and kind is None:
                 data = msgspec.json.encode(Total(self._moved, self._bytes))
-                replace_file(self._folder / TOTAL, data, self._store.blobs.temp, sync=False)
+                with suppress(NoSpace):  # it only saves time
+                    replace_file(self._folder / TOTAL, data, self._store.blobs.temp, sync=False)
             if self._target >= 0 and self._store.fsync:
                 # The new names first: a power cut may leave a blob in both folders, but in one at least.
                 os.fsync(self._target)

@@ -45,17 +45,18 @@ class Reserve:
             self.path.unlink(missing_ok=True)
             return 0
         scratch = self._temp / f"reserve-{os.getpid()}-{secrets.token_hex(6)}"
-        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)  # tells the sweep of temp files that its maker lives
-            os.posix_fallocate(fd, 0, self.size)
-            scratch.rename(self.path)
+            fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)  # tells the sweep of temp files that its maker lives
+                os.posix_fallocate(fd, 0, self.size)
+                scratch.rename(self.path)
+            finally:
+                os.close(fd)
         except OSError as error:
             scratch.unlink(missing_ok=True)
             if error.errno not in _FULL:
                 raise
-        finally:
-            os.close(fd)
         return self.held
 
     def release(self) -> bool:

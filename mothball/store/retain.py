@@ -7,6 +7,7 @@ have set a keep flag or made a newer snapshot, and the first answer would take w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from mothball.errors import MothballError
 from mothball.retention import Decision, Policy, decide
 from mothball.store import Ref, Store
+from mothball.store.reserve import Reserve
 from mothball.store.snapshots import Snapshot, snapshots, snapshots_of
 from mothball.store.trash import Trash
 
@@ -101,13 +103,14 @@ def retain(
     *,
     now_ms: int,
     dry_run: bool = False,
+    reserve: Reserve | None = None,
     each: Callable[[str], None] = lambda _workspace: None,
     done: Callable[[Retained], None] = lambda _retained: None,
 ) -> RetainReport:
     """Apply to each workspace of `wanted` its policy, or leave it alone for the reason that stands in its place.
 
     `each` is called before a workspace and may raise to stop; `done` after one that was looked at. One workspace that fails
-    (its index is damaged or locked) never ends the run.
+    (its index is damaged or locked) never ends the run. On a full disk `reserve` is spent: what is forgotten frees it.
     """
     report = RetainReport(dry_run)
     for workspace, policy in wanted:
@@ -118,7 +121,8 @@ def retain(
             report.skipped.append((workspace, policy))
             continue
         try:
-            retained = retain_workspace(store, workspace, policy, now_ms=now_ms, dry_run=dry_run)
+            call = partial(retain_workspace, store, workspace, policy, now_ms=now_ms, dry_run=dry_run)
+            retained = reserve.spend_when_full(call) if reserve is not None else call()
         except MothballError as error:
             report.failed.append((workspace, f"{error.code}: {error.message}"))
             continue

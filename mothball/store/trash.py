@@ -53,13 +53,18 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Trash:
-    """The trash of one store. Cheap to build; its folders are made when something goes in."""
+    """The trash of one store. Cheap to build; a collection makes its folders, or whoever puts something in first."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.root = store.root / "trash"
         self.refs = self.root / "refs"
         self.blobs = self.root / "blobs"
+
+    def prepare(self) -> None:
+        """Make the folders before the disk is full: then not even one file can be made for each."""
+        for folder in (self.root, self.refs, self.blobs):
+            folder.mkdir(mode=0o700, exist_ok=True)
 
     # -- refs ----------------------------------------------------------------------------------------------------------
 
@@ -70,8 +75,10 @@ class Trash:
         """
         folder = self.refs / slug(check_workspace_id(workspace))
         data = _encode(Buried(workspace, ref, reason, at_ms))
+        fresh = False
         for attempt in range(_TRIES):
             with full_disk_is_no_space(folder):
+                fresh = fresh or not folder.is_dir()
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 replace_file(folder / _file_name(ref), data, self.store.blobs.temp, sync=self.store.fsync)
@@ -79,7 +86,7 @@ class Trash:
             except FileNotFoundError:  # a collector removed the folder because it was empty
                 if attempt == _TRIES - 1:
                     raise
-        if self.store.fsync:
+        if self.store.fsync and fresh:
             for made in (self.refs, self.root, self.store.root):
                 sync_folder(made)
 
