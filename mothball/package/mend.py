@@ -36,7 +36,7 @@ def verify_and_repair(
     source: str | None = None,
     progress: Progress | None = None,
 ) -> Verified:
-    """`verify`; damaged blobs are fetched from `source` (``REGISTRY/REPO``), and then the same is verified again.
+    """`verify`; damaged blobs are fetched from `source` (``REGISTRY/REPO``) and the same is verified again, while more comes back.
 
     Errors as `verify` and `repair`. A layer whose bytes are right and whose table of contents lies cannot be repaired: the same
     digest would bring the same lie.
@@ -45,10 +45,17 @@ def verify_and_repair(
         # A source that is no reference, or whose login is missing, is said before an hour of reading and not after it.
         repair(store, [], source, settings)
     report = verify(store, workspace, level, sample=sample, seed=seed, progress=progress)
-    damaged = sorted({problem.digest for problem in report.problems if problem.digest})
-    if source is None or not damaged:
-        return Verified(report)
-    done = repair(store, damaged, source, settings, progress=progress)
-    if done.repaired:
+    repaired: list[str] = []
+    failed: dict[str, str] = {}
+    while source is not None:
+        # What a damaged manifest names is seen only once it is back, so one look is not enough.
+        damaged = {problem.digest for problem in report.problems if problem.digest} - {*repaired, *failed}
+        if not damaged:
+            break
+        done = repair(store, sorted(damaged), source, settings, progress=progress)
+        repaired += done.repaired
+        failed |= dict(done.failed)
+        if not done.repaired:
+            break
         report = verify(store, workspace, level, sample=sample, seed=report.seed, progress=progress)
-    return Verified(report, done)
+    return Verified(report, RepairResult(repaired, list(failed.items())) if repaired or failed else None)

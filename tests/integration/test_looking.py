@@ -145,6 +145,16 @@ def test_the_job_says_what_is_damaged_and_does_not_fail(here: Here) -> None:
     assert (events[0].fields["host"], json.loads(events[0].fields["blobs"])) == (host, [layer])
 
 
+def test_another_hosts_store_is_verified_by_a_job_there(here: Here, cli: Callable[..., Answer]) -> None:
+    argv = ("verify", ID, "--host", here.settings.host, "--sample", "12.5%", "--seed", "4")
+    job = here.registry.jobs.get(cli(*argv, "--no-wait", "--json").json()["job"])
+    assert (job.task, job.host, job.workspace) == ("store.verify", here.settings.host, None)
+    found = here.deliver(job)
+    assert (found["level"], found["sample"], found["seed"], found["refs"]) == ("sample", 12.5, 4, 2)
+    assert here.fleet.job(job.id).wait(5) == found
+    assert cli(*argv, "--timeout", "10ms").code == 75
+
+
 @pytest.mark.parametrize(
     "args", [{"level": "all"}, {"sample_percent": 0.0}, {"sample_percent": 101.0}, {"seed": -1}, {"deep": True}]
 )
