@@ -210,13 +210,13 @@ def test_verify_finds_a_sound_store_and_names_a_damaged_blob(mothball: Command, 
     try:
         blob.chmod(0o600)
         blob.write_bytes(before[:5000] + bytes([before[5000] ^ 1]) + before[5001:])
-        done = mothball("verify", "owner/repo#1")
+        done = mothball("verify", "owner/repo#1", "--deep")
         assert done.code == 1
         assert blob.name in done.out.decode()
         assert "error: corrupt: " in done.err
     finally:
         blob.write_bytes(before)
-    assert mothball("verify", "owner/repo#1").code == 0
+    assert mothball("verify", "owner/repo#1", "--deep").code == 0
 
 
 def test_jobs_hosts_events_and_status_tell_the_same_story(mothball: Command, captured: dict[str, Any]) -> None:
