@@ -16,7 +16,7 @@ from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.manifest import PREFIX, load_config, load_manifest
 from mothball.store.refs import LATEST, Ref, RefIndex
-from mothball.store.snapshots import add_snapshot, as_snapshot, check_label, snapshots
+from mothball.store.snapshots import add_snapshot, as_snapshot, check_label, clean_states, snapshots
 from tasks.context import JobContext, patiently
 from tasks.job import Outcome, job_task
 
@@ -25,6 +25,8 @@ PULLED_FROM = PREFIX + "pulled-from"
 MAX_REFERENCE = 1000
 MAX_GIT = 64 * 1024
 """Characters of a pulled image's git state that an index keeps."""
+MAX_DIGITS = 18
+"""Digits of a pulled image's counts: what 64 bits hold."""
 _SOFT_MARGIN_SECONDS = 60
 
 
@@ -113,10 +115,13 @@ def _annotations(store: Store, digest: str, workspace: Workspace) -> dict[str, s
     manifest = load_manifest(store.blobs, digest)
     config = load_config(store.blobs, manifest).get("config")
     labels = config.get("Labels") if isinstance(config, dict) else None
-    git = labels.get(PREFIX + "git") if isinstance(labels, dict) else None
+    label = labels.get(PREFIX + "git") if isinstance(labels, dict) else None
+    git = clean_states(label, MAX_GIT)
+    if label is not None and not git:
+        log.warning("pulled without its git state", manifest=digest, reason="the image's label is none, or too large")
     found = {PREFIX + key: manifest.annotations.get(PREFIX + key, "") for key in ("files", "bytes")}
-    counts = {key: text for key, text in found.items() if text.isascii() and text.isdecimal()}
-    state = {PREFIX + "git": git} if isinstance(git, str) and len(git) <= MAX_GIT else {}
+    counts = {key: text for key, text in found.items() if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS}
+    state = {PREFIX + "git": git} if git else {}
     mine = {"workspace": workspace.id, "repo": workspace.repo or "", "host": workspace.host, "record": kept_record(workspace)}
     return {**{PREFIX + key: value for key, value in mine.items()}, **counts, **state}
 

@@ -25,6 +25,7 @@ from mothball.package.upload import Upload
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.blobs import check_digest
+from mothball.store.foreign import read_json
 from mothball.store.manifest import MEDIA_CONFIG, MEDIA_LAYER, MEDIA_MANIFEST, TOC_DIGEST, Descriptor, Manifest
 from mothball.store.tree import MAX_LAYERS
 
@@ -238,10 +239,11 @@ def _our_manifest(data: bytes, media_type: str, reference: Reference) -> tuple[M
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     if reference.digest and digest != reference.digest:
         raise Corrupt(what=f"the manifest of {reference}", reason=f"the registry sends one with the digest {digest}")
+    what = f"the manifest of {reference}"
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-        kind = msgspec.json.decode(data, type=dict).get("mediaType", media_type)
-    except msgspec.DecodeError:
+        kind = read_json(data, dict, what).get("mediaType", media_type)
+        manifest = read_json(data, Manifest, what)
+    except Corrupt:
         raise _not_ours(reference, f"it is {media_type[:100] or 'no JSON'}, not an image") from None
     if manifest.schema_version != 2 or kind != MEDIA_MANIFEST:  # noqa: PLR2004 -- the version of the OCI schema
         raise _not_ours(reference, f"its manifest is {str(kind)[:100]}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from mothball.errors import Corrupt
 from mothball.store.blobs import BlobStore
+from mothball.store.foreign import read_json
 
 MEDIA_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -44,7 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, rename={"schema_version": "schemaVer
     annotations: dict[str, str] = {}
 
 
-_decode_manifest = msgspec.json.Decoder(Manifest).decode
+_CONFIG_LIMIT: Final = 64 * 1024**2
 
 
 def canonical(document: Any) -> bytes:
@@ -80,10 +81,7 @@ def build_manifest(*, config: Descriptor, layers: list[Descriptor], annotations:
 
 def load_manifest(blobs: BlobStore, digest: str) -> Manifest:
     """The manifest `digest`; raises `Corrupt` when it is missing, altered or not a manifest of ours."""
-    try:
-        manifest = _decode_manifest(blobs.read(digest))
-    except msgspec.DecodeError as error:
-        raise Corrupt(what=f"manifest {digest}", reason=str(error)) from error
+    manifest = read_json(blobs.read(digest), Manifest, f"manifest {digest}", digest=digest)
     if manifest.schema_version != 2 or not manifest.layers:  # noqa: PLR2004  # the version of the OCI schema
         raise Corrupt(what=f"manifest {digest}", reason="it is not an OCI image manifest with layers")
     return manifest
@@ -91,12 +89,9 @@ def load_manifest(blobs: BlobStore, digest: str) -> Manifest:
 
 def load_config(blobs: BlobStore, manifest: Manifest) -> dict[str, Any]:
     """The config document of `manifest`; raises `Corrupt`."""
-    try:
-        config = json.loads(blobs.read(manifest.config.digest, limit=64 * 1024**2))
-    except ValueError as error:
-        raise Corrupt(what=f"config {manifest.config.digest}", reason=str(error)) from error
-    if not isinstance(config, dict):
-        raise Corrupt(what=f"config {manifest.config.digest}", reason="it is not a JSON object")
+    digest = manifest.config.digest
+    data = blobs.read(digest, limit=_CONFIG_LIMIT)
+    config: dict[str, Any] = read_json(data, dict, f"config {digest}", limit=_CONFIG_LIMIT, digest=digest)
     return config
 
 

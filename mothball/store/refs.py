@@ -13,12 +13,14 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from mothball.errors import Corrupt, LeaseLost, NotFound, TransientFailure
+from mothball.errors import Corrupt, InvalidParams, LeaseLost, NotFound, TransientFailure
 from mothball.names import slug
 from mothball.store.blobs import BlobStore, file_lock, replace_file
+from mothball.store.foreign import read_json
 from mothball.store.manifest import MEDIA_INDEX, MEDIA_MANIFEST, PREFIX, Descriptor, canonical, load_manifest
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -53,7 +55,7 @@ class _Index(msgspec.Struct, frozen=True):
 
 Refs = list[Ref]  # `RefIndex.list` hides the builtin inside the class body
 Change = Callable[[Refs], Sequence[Ref]]
-_decode_index = msgspec.json.Decoder(_Index).decode
+_MAX_INDEX: Final = 256 * 1024**2
 
 
 class RefIndex:
@@ -96,11 +98,10 @@ class RefIndex:
 
     def _read(self) -> _Index:
         try:
-            return _decode_index((self.folder / "index.json").read_bytes())
+            data = (self.folder / "index.json").read_bytes()
         except FileNotFoundError:
             return _Index([])
-        except msgspec.DecodeError as error:
-            raise Corrupt(what=f"index of workspace {self.workspace!r}", reason=str(error)) from error
+        return read_json(data, _Index, f"index of workspace {self.workspace!r}", limit=_MAX_INDEX)
 
     def find(self, name: str = LATEST) -> Ref | None:
         return next((ref for ref in self.list() if ref.name == name), None)
@@ -146,6 +147,7 @@ class RefIndex:
         With `fence` only its newest holder may (`LeaseLost`); without, `change` must decide from the refs it is given alone.
         Every manifest that gets a ref here is looked at and touched with all it names: `TransientFailure` when a collector
         took any of it, for a writer may have slept longer than the collector waits. `change` may raise to leave all as it is.
+        `InvalidParams` for annotations that no reader of the index would take.
         """
         with self.locked(), self._blobs.in_use():
             if fence is not None and self._fence() != fence:
@@ -161,8 +163,22 @@ class RefIndex:
                 "manifests": msgspec.to_builtins([_descriptor(ref) for ref in after]),
                 "annotations": {**index.annotations, LAST_SNAPSHOT: str(last)},
             }
-            replace_file(self.folder / "index.json", canonical(document), self._temp, sync=self._fsync)
+            data = canonical(document)
+            self._check(data, after)
+            replace_file(self.folder / "index.json", data, self._temp, sync=self._fsync)
             return after
+
+    def _check(self, data: bytes, refs: Refs) -> None:
+        """Refuse to write what could not be read again: the index is the only way to every capture of the workspace."""
+        try:
+            index = read_json(data, _Index, "the new index", limit=_MAX_INDEX)
+        except Corrupt as error:
+            reason = str(error.fields["reason"])
+        else:
+            if index.manifests == [_descriptor(ref) for ref in refs]:
+                return
+            reason = "it would not say the same when it is read again"
+        raise InvalidParams(f"the refs of workspace {self.workspace!r} cannot be written: {reason}; nothing was changed")
 
     def _hold(self, digest: str) -> None:
         """Touch a manifest and all it names, or raise `TransientFailure`: what is gone has to be written again."""

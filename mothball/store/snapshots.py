@@ -6,21 +6,22 @@ never given twice, not even after it was forgotten: ``snap-7`` in somebody's not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from mothball.errors import InvalidParams, NotFound
+from mothball.errors import Corrupt, InvalidParams, NotFound
 from mothball.store import Store
-from mothball.store.manifest import PREFIX
+from mothball.store.foreign import read_json
+from mothball.store.manifest import PREFIX, canonical
 from mothball.store.refs import LATEST, REF_NAME, SNAPSHOT, Ref, RefIndex
 from mothball.store.trash import Trash
 
 MAX_LABEL = 100
 """Characters of a label; it stands in every listing."""
 MAX_NOTE = 2000
+_MAX_STATES = 1024**2
 _NUMBER, _AT, _LABEL, _NOTE, _KEEP, _JOB = (PREFIX + key for key in ("snapshot", "at", "label", "note", "keep", "snapshot-job"))
 _OWN = {_NUMBER, _AT, _LABEL, _NOTE, _KEEP, _JOB}
 
@@ -246,7 +247,31 @@ def _whole(text: str) -> int:
 
 def _states(text: str) -> list[dict[str, Any]]:
     try:
-        states = json.loads(text) if text else []
-    except ValueError:
+        states: list[Any] = read_json(text, list, "git state", limit=_MAX_STATES) if text else []
+    except Corrupt:
         return []
-    return [state for state in states if isinstance(state, dict)] if isinstance(states, list) else []
+    return [state for state in states if isinstance(state, dict)]
+
+
+class _GitState(msgspec.Struct, omit_defaults=True):
+    """What a capture says of one repository."""
+
+    path: str
+    kind: str = ""
+    head: str | None = None
+    branch: str | None = None
+    dirty: bool | None = None
+    unpushed: int | None = None
+    stashes: int | None = None
+    error: str = ""
+
+
+def clean_states(text: object, limit: int) -> str:
+    """A git state that comes from elsewhere, written anew from what it may hold; ``""`` for what is none or too large."""
+    if not isinstance(text, str):
+        return ""
+    try:
+        states = read_json(text, list[_GitState], "git state", limit=limit)
+    except Corrupt:
+        return ""
+    return canonical(msgspec.to_builtins(states)).decode()
