@@ -8,7 +8,6 @@ changed file by file, each in one step. Whatever is written is verified, nothing
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import msgspec
 
 from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, LeaseLost, MothballError, NoSpace
 from mothball.store.folders import Folders
+from mothball.store.foreign import read_json
 from mothball.store.frames import Frames, units
 from mothball.store.manifest import PREFIX, load_config
 from mothball.store.merge import Found
@@ -38,6 +38,7 @@ Progress = Callable[[str, dict[str, Any]], None]
 OVERWRITE: Final = ("never", "changed", "always")
 _VERSION: Final = 1
 _TICK_EVERY: Final = 256
+_TICK_SECONDS: Final = 0.05
 _OMISSIONS: Final = PREFIX + "omissions"
 
 
@@ -112,9 +113,9 @@ def _omitted(tree: Tree) -> Omitted:
     if raw is None:
         return Omitted(frozenset(), cut=False)
     try:
-        found = json.loads(raw)
+        found = read_json(raw, dict, "its list of what was left out")
         return Omitted(frozenset(str(item["path"]) for item in found["listed"]), cut=bool(found["further"]))
-    except (ValueError, TypeError, KeyError) as error:
+    except (Corrupt, TypeError, KeyError) as error:
         digest = tree.manifest.config.digest
         raise Corrupt(what=f"config {digest}", reason="its list of what was left out cannot be read", digest=digest) from error
 
@@ -149,7 +150,7 @@ class _Restore:
                 )
         self._progress("compare", {"files": 0})
         self._selection = select(self._tree, self._patterns, known=delete is not None)
-        if look == "folder" or (look == "empty" and not self._target.replaceable()):
+        if look == "folder" or (look == "empty" and (overwrite is not None or not self._target.replaceable())):
             return self._into(overwrite or "changed", delete)
         return self._new()
 
@@ -255,8 +256,13 @@ class _Restore:
     def _compare(self, fd: int, overwrite: Overwrite, delete: tuple[Patterns, Omitted] | None) -> Work:
         total = self._selection.count
 
+        told = 0.0
+
         def tick(number: int) -> None:
-            if number % 64 == 0:
+            nonlocal told
+            now = time.monotonic()
+            if now - told > _TICK_SECONDS:
+                told = now
                 self._progress("compare", {"files": number, "total_files": total})
 
         with Folders(fd, lift=not self._dry) as folders:

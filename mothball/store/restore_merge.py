@@ -84,7 +84,7 @@ class Comparison:
         delete: tuple[Patterns, Omitted] | None,
         tick: Callable[[int], None],
     ) -> None:
-        """`delete`: what of the foreign is to go, and what never; None leaves all of it. `tick` gets the entries looked at."""
+        """`delete`: what of the foreign is to go, and what never; None leaves all of it. `tick` gets the entries seen, often."""
         self.work = Work(selection)
         self._selection = selection
         self._folders = folders
@@ -95,6 +95,7 @@ class Comparison:
         self._make: set[bytes] = set()
         self._in_way: list[bytes] = []
         self._paths = {found.row.path for found in selection.entries}
+        self._number = 0
         self._hashes: dict[tuple[int, int], bytes] = {}
         self._inodes: dict[bytes, tuple[int, int]] = {}
         self._root = os.geteuid() == 0
@@ -109,6 +110,7 @@ class Comparison:
         entered: list[bytes] = []
         work.dress = []
         for number, found in enumerate(sorted(self._selection.entries, key=by_path)):
+            self._number = number
             self._tick(number)
             path, kind = found.row.path, found.row.type
             if closed is not None and path.startswith(closed):
@@ -227,6 +229,7 @@ class Comparison:
                 return None
             while piece := os.read(fd, _STEP):
                 sha.update(piece)
+                self._tick(self._number)  # a large file must not hold up a cancel
         except OSError:
             return None  # a bad sector, perhaps: it is written anew
         finally:

@@ -79,7 +79,7 @@ class Target:
     def replaceable(self) -> bool:
         """True when a folder made beside it can take the place of the (empty) target: same file system, not in use as one."""
         found = os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
-        here = Path.cwd().stat()
+        here = Path().stat()  # not `Path.cwd`: the folder one stands in may have been removed
         mine = os.access(".", os.W_OK | os.X_OK, dir_fd=self.parent, effective_ids=True)
         return mine and found.st_dev == os.fstat(self.parent).st_dev and (found.st_dev, found.st_ino) != (here.st_dev, here.st_ino)
 
@@ -142,13 +142,18 @@ class Sibling:
 
     def say(self, state: dict[str, Any]) -> None:
         """Write down what it is for, in one step."""
+        if state == self.state():
+            return  # on a full disk it could not be written again, and nothing would be lost by that
         temp = _STATE + b".new"
-        with suppress(FileNotFoundError):
-            os.unlink(temp, dir_fd=self._fd)
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
-        with os.fdopen(fd, "wb") as file:
-            file.write(json.dumps(state).encode())
-        os.rename(temp, _STATE, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(temp, dir_fd=self._fd)
+            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
+            with os.fdopen(fd, "wb") as file:
+                file.write(json.dumps(state).encode())
+            os.rename(temp, _STATE, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except OSError as error:
+            raise explained(error, os.fsencode(self._target.sibling_path)) from error
 
     def tree(self) -> tuple[int, bool]:
         """A descriptor of the tree, which the caller closes, and whether it was there already."""
@@ -173,7 +178,10 @@ class Sibling:
             os.rename(TREE, target.name, src_dir_fd=self._fd, dst_dir_fd=target.parent)
         except OSError as error:
             if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-                text = f"{str(target.path)!r} appeared while it was restored; what was restored waits in {target.sibling_path!r}"
+                text = f"{str(target.path)!r} appeared while it was restored; it was left as it is, and nothing was restored"
+                raise AlreadyExists(text) from error
+            if error.errno == errno.EBUSY:
+                text = f"{str(target.path)!r} is in use as a mount point; with overwrite (never, changed or always) it is filled"
                 raise AlreadyExists(text) from error
             raise explained(error, os.fsencode(target.path)) from error
 

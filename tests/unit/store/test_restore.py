@@ -318,6 +318,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(store: Store, tmp_path:
     with pytest.raises(AlreadyExists, match="appeared"):
         bring_back(store, digest, tmp_path / "back", progress=meanwhile)
     assert contents(tmp_path / "back") == {"mine": "mine"}
+    assert leftovers(tmp_path) == []
 
 
 # -- what is wrong is never published ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, MothballError, PathNotAllowed
+from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, MothballError, NoSpace, PathNotAllowed
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.manifest import MEDIA_CONFIG, Descriptor, build_config, build_manifest, load_manifest
+from tests.support import not_permitted
 from tests.unit.capture.harness import Yard, settle
 from tests.unit.store.build import NS, Dir, File, Hard, Link, capture, layer, new_store
 from tests.unit.store.restoring import AS_ROOT, bring_back, contents, facts, leftovers, rich_tree
@@ -211,7 +213,7 @@ def test_a_link_planted_while_it_works_is_never_followed(store: Store, target: P
 
     def plant(now: str, _counts: dict[str, Any]) -> None:
         calls.append(now)
-        if now == step and calls.count(step) == 2 and not (target / "d").is_symlink():
+        if now == step and calls.count(step) == (1 if step == "finish" else 2) and not (target / "d").is_symlink():
             (target / "d").rename(target / "moved")
             (outside / "e").symlink_to(".")
             (target / "d").symlink_to(outside)
@@ -325,3 +327,61 @@ def test_the_current_folder_is_filled_in_place(store: Store, target: Path, monke
     bring_back(store, capture(store, layer({b"": Dir(mode=0o711), b"f": File(b"x")})), target)
     assert target.stat().st_ino == before
     assert (contents(target), target.stat().st_mode & 0o777) == ({"f": "x"}, 0o711)
+
+
+def test_an_empty_target_with_overwrite_is_filled_in_place(store: Store, target: Path) -> None:
+    """So can be filled what cannot be replaced: a mount point, or a folder in one that may not be written."""
+    before = target.stat().st_ino
+    bring_back(store, capture(store, layer({b"f": File(b"x")})), target, overwrite="never")
+    assert (contents(target), target.stat().st_ino) == ({"f": "x"}, before)
+    assert leftovers(target.parent) == []
+
+
+def test_a_mount_point_is_filled_and_what_is_mounted_below_is_never_deleted(store: Store, tmp_path: Path, target: Path) -> None:
+    digest = capture(store, layer({b"f": File(b"x")}))
+    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(target)], capture_output=True, check=False)
+    if done.returncode:
+        not_permitted("mount a file system")
+    try:
+        bring_back(store, digest, target)
+        assert contents(target) == {"f": "x"}
+        (target / "m").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(target / "m")], check=True)
+        try:
+            (target / "m" / "precious").write_text("mine")
+            result = bring_back(store, digest, target, overwrite="changed", delete_extra=True)
+            assert (result.deleted, (target / "m" / "precious").read_text()) == (0, "mine")
+        finally:
+            subprocess.run(["umount", str(target / "m")], check=True)
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_written_for_the_next_run_and_says_so(store: Store, target: Path) -> None:
+    """The file system lies about its room (as one with compression or other writers does): found out while writing."""
+    many = {b"f%03d" % number: File(os.urandom(20_000)) for number in range(100)}
+    digest = capture(store, layer(many, frame_bytes=65_536))
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(target)], capture_output=True, check=False)
+    if done.returncode:
+        not_permitted("mount a file system")
+    try:
+        calls = []
+
+        def fill(step: str, _counts: dict[str, Any]) -> None:
+            calls.append(step)
+            if calls.count("write") == 2:
+                (target / "other").write_bytes(bytes(3 * 1024**2))
+
+        with pytest.raises(NoSpace, match="goes on where it was"):
+            bring_back(store, digest, target / "back", progress=fill)
+        assert not (target / "back").exists()
+        with pytest.raises(NoSpace):
+            bring_back(store, digest, target / "back")
+        (target / "other").unlink()
+        assert bring_back(store, digest, target / "back").resumed
+        assert {name: item.content for name, item in many.items()} == {
+            os.fsencode(path.name): path.read_bytes() for path in (target / "back").iterdir()
+        }
+        assert leftovers(target) == []
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
