@@ -114,10 +114,27 @@ def open_target(path: Path, roots: Sequence[Path] | None, forbidden: Path) -> It
 
 
 def _not_in_store(path: Path, store: Path) -> None:
-    real = path.parent.resolve() / path.name
-    inner = store.resolve()
-    if real.is_relative_to(inner):
+    """By device and inode: one folder can have many names (links above it, bind mounts)."""
+    real, inner = path.parent.resolve() / path.name, store.resolve()
+    mine = _identity(inner)
+    if mine is None:
+        return  # no store yet, and nothing in it
+    if real.is_relative_to(inner) or any(_identity(each) == mine for each in (real, *real.parents)):
         raise PathNotAllowed(f"{str(path)!r} lies in the store {str(store)!r}; nothing is restored into it", path=str(path))
+    target = _identity(real)
+    if target is not None and any(_identity(each) == target for each in inner.parents):
+        raise PathNotAllowed(
+            f"{str(path)!r} holds the store {str(store)!r}, which a restore might overwrite or delete; choose another target",
+            path=str(path),
+        )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode; None for what is not there."""
+    with suppress(OSError):
+        found = os.lstat(path)
+        return found.st_dev, found.st_ino
+    return None
 
 
 class Sibling:

@@ -29,6 +29,7 @@ from mothball.store import Store
 from mothball.store.restore import bounded, discard
 from mothball.store.restore_target import open_sibling, open_target
 from mothball.store.tree import Tree
+from tests.support import not_permitted
 from tests.unit.capture.harness import Yard, settle
 from tests.unit.store.build import Dir, File, Hard, Link, capture, damage, layer, new_store, pack
 from tests.unit.store.restoring import AS_ROOT, bring_back, contents, facts, leftovers, rich_tree
@@ -230,6 +231,35 @@ def test_a_dry_run_of_a_new_target_writes_nothing(store: Store, tmp_path: Path) 
         ("write", "src/a.py"), ("write", "src/lib/b.py"),
     ]  # fmt: skip
     assert result.dry_run
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": "never"}, {"overwrite": "changed", "delete_extra": True, "dry_run": True}])
+def test_a_folder_that_holds_the_store_is_refused_by_whatever_name(store: Store, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Deleting what is foreign there would delete every capture, the one that is restored too."""
+    home = tmp_path / "home"
+    (home / "data").mkdir(parents=True)
+    store.root.rename(home / "data" / "store")
+    moved = Store(home / "data" / "store", fsync=False)
+    digest = capture(moved, layer({b"a": File(b"a")}))
+    (tmp_path / "alias").symlink_to(tmp_path)
+    for target in (home, home / "data", tmp_path / "alias" / "home"):
+        with pytest.raises(PathNotAllowed, match="holds the store"):
+            bring_back(moved, digest, target, **options)
+    assert sorted(os.listdir(home)) == ["data"]
+    bring_back(moved, digest, home / "beside")
+
+
+def test_a_bind_mount_of_the_store_is_the_store(store: Store, tmp_path: Path) -> None:
+    digest = capture(store, layer({b"a": File(b"a")}))
+    (tmp_path / "bound").mkdir()
+    done = subprocess.run(["mount", "--bind", str(store.root), str(tmp_path / "bound")], capture_output=True, check=False)
+    if done.returncode:
+        not_permitted("mount a folder at another place")
+    try:
+        with pytest.raises(PathNotAllowed, match="lies in the store"):
+            bring_back(store, digest, tmp_path / "bound" / "workspaces" / "x")
+    finally:
+        subprocess.run(["umount", str(tmp_path / "bound")], check=True)
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------------
