@@ -18,7 +18,8 @@ import msgspec
 from mothball.capture.baseline import Baseline, drop_other_indexes, load_index, save_index
 from mothball.capture.changes import Changes, Comparison
 from mothball.capture.gitstate import git_states
-from mothball.capture.listing import LABEL_BYTES, RESULT_BYTES, fitting, listed, omission_label
+from mothball.capture.labels import image_labels, same_labels
+from mothball.capture.listing import RESULT_BYTES, fitting, listed
 from mothball.capture.notes import ref_notes, refresh
 from mothball.capture.pack import Packer
 from mothball.capture.reading import Reader
@@ -30,7 +31,7 @@ from mothball.names import check_workspace_id
 from mothball.settings import Settings
 from mothball.store import Ref, RefIndex, Store
 from mothball.store.blobs import full_disk_is_no_space
-from mothball.store.layer import Layer, LayerWriter
+from mothball.store.layer import LayerWriter
 from mothball.store.manifest import (
     FORMAT,
     LAYER_CONTENT,
@@ -41,6 +42,7 @@ from mothball.store.manifest import (
     build_config,
     build_manifest,
     diff_ids,
+    load_config,
     load_manifest,
 )
 from mothball.store.refs import LATEST
@@ -122,13 +124,15 @@ class _Capture:
             parent = self._parent(latest, found)
             changes = Changes()
             if parent:
-                changes = Comparison(
-                    parent.baseline, reader, again=again_paths(self.request), checkpoint=self.checkpoint
-                ).run(found.entries)
+                changes = Comparison(parent.baseline, reader, again=again_paths(self.request), checkpoint=self.checkpoint).run(
+                    found.entries
+                )
                 if latest and not changes.any and not self.request.full:
                     if changes.stale:
                         self._save_index(latest.digest, found.entries, parent.baseline, changes.hashes, parent.baseline.links)
                     omissions = found.omissions + changes.omissions
+                    if not same_labels(load_config(self.store.blobs, parent.manifest), self._labels(omissions)):
+                        latest = self._say_again(latest, parent, found, changes, omissions)
                     return self._unchanged(latest, parent.manifest, found.files, found.bytes, omissions)
             squash = bool(parent) and (self.request.full or self._should_squash(parent, found, changes))
             if squash or parent is None:
@@ -227,7 +231,11 @@ class _Capture:
         if lost or packer.read:
             entries = [packer.read.get(entry.path, entry) for entry in entries if entry.path not in lost]
         files, size = _totals(entries)
-        digest, manifest_size, new_bytes = self._write_image(parent, layer, omissions, files, size)
+        layers, ids = ([*parent.manifest.layers], [*parent.diff_ids]) if parent else ([], [])
+        digest, manifest_size, new_bytes = self._write_image(
+            [*layers, layer.descriptor], [*ids, layer.diff_id], parent.digest if parent else None, omissions, files, size
+        )
+        new_bytes += layer.descriptor.size if layer.new else 0
         if latest and latest.digest == digest:
             if latest.get("job") == self.request.job:
                 return self._unchanged(latest, load_manifest(blobs, digest), found.files, size, omissions)
@@ -263,27 +271,40 @@ class _Capture:
         self._save_index(digest, stable, parent.baseline if parent else None, hashes, links)
         return self._publish(result, manifest_size)
 
+    def _say_again(self, latest: Ref, parent: Parent, found: Found, changes: Changes, omissions: list[Omission]) -> Ref:
+        """The same layers under a manifest that says what is left out today; no generation. Returns ``latest`` as it is then.
+
+        A restore that deletes what is foreign spares what the capture left out: an old list would not name what is left out
+        only now.
+        """
+        below = parent.manifest.annotations.get(PREFIX + "parent")
+        digest, size, _ = self._write_image(parent.manifest.layers, parent.diff_ids, below, omissions, found.files, found.bytes)
+        self._save_index(digest, found.entries, parent.baseline, changes.hashes, parent.baseline.links)
+        self.checkpoint("publish", {"files": found.files, "bytes": found.bytes})
+        new = msgspec.structs.replace(latest, digest=digest, size=size)
+        self.refs.replace(
+            lambda refs: [new if ref.name == LATEST else ref for ref in refs], fence=self.request.fence, job=self.request.job
+        )
+        drop_other_indexes(self.store, self.name, digest)
+        return new
+
+    def _labels(self, omissions: list[Omission]) -> dict[str, str]:
+        return image_labels(self.git, omissions, self.options)
+
     def _write_image(
-        self, parent: Parent | None, layer: Layer, omissions: list[Omission], files: int, size: int
+        self, layers: list[Descriptor], ids: list[str], below: str | None, omissions: list[Omission], files: int, size: int
     ) -> tuple[str, int, int]:
         """Config and manifest; returns the manifest's digest and size, and the bytes that are new in the store."""
         blobs = self.store.blobs
-        git = json.dumps(fitting(self.git, LABEL_BYTES), sort_keys=True)
-        labels = {PREFIX + "omissions": omission_label(omissions), PREFIX + "git": git}
-        config = build_config(diff_ids=[*(parent.diff_ids if parent else ()), layer.diff_id], labels=labels)
+        config = build_config(diff_ids=ids, labels=self._labels(omissions))
         config_digest, config_new = blobs.put(config)
         notes = {PREFIX + "format": FORMAT, PREFIX + "files": str(files), PREFIX + "bytes": str(size)}
         notes |= {f"{PREFIX}omitted.{reason}": str(n) for reason, n in Counter(o.reason for o in omissions).items()}
-        if parent:
-            notes[PREFIX + "parent"] = parent.digest
-        manifest = build_manifest(
-            config=Descriptor(MEDIA_CONFIG, config_digest, len(config)),
-            layers=[*(parent.manifest.layers if parent else ()), layer.descriptor],
-            annotations=notes,
-        )
+        if below:
+            notes[PREFIX + "parent"] = below
+        manifest = build_manifest(config=Descriptor(MEDIA_CONFIG, config_digest, len(config)), layers=layers, annotations=notes)
         digest, manifest_new = blobs.put(manifest)
-        new_bytes = (layer.descriptor.size if layer.new else 0) + len(config) * config_new + len(manifest) * manifest_new
-        return digest, len(manifest), new_bytes
+        return digest, len(manifest), len(config) * config_new + len(manifest) * manifest_new
 
     def _publish(self, result: CaptureResult, manifest_size: int) -> CaptureResult:
         """Move ``latest``, the last step that can be refused; the record follows when the job is finished."""

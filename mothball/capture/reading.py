@@ -15,7 +15,8 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from mothball.capture.types import Checkpoint, Entry
-from mothball.capture.walk import FILE_FLAGS, FOLDER_FLAGS, within_int64
+from mothball.capture.walk import within_int64
+from mothball.store.below import FILE_FLAGS, FOLDER_FLAGS
 
 PAUSES = (0.001, 0.01, 0.05, 0.2)
 """Seconds between two tries at a file that changes while it is read."""

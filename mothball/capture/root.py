@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mothball.capture.walk import FOLDER_FLAGS
 from mothball.errors import PathNotAllowed, SourceMissing
-from mothball.store.below import check_path
+from mothball.store.below import FOLDER_FLAGS, check_path
 
 
 @contextmanager

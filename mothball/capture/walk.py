@@ -14,17 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from mothball.capture.ignore import IgnoreRules
 from mothball.capture.types import CaptureOptions, Checkpoint, Entry, Omission
 from mothball.errors import Oversize, SourceMissing
+from mothball.store.below import FOLDER_FLAGS, read_small
+from mothball.store.ignore import IgnoreRules
+from mothball.store.left_out import CACHE_TAG, IGNORE_FILE_LIMIT, ignore_files, is_cache
 
-FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-IGNORE_FILE = ".mothballignore"
-IGNORE_FILE_LIMIT = 1024**2
-CACHE_TAG = "CACHEDIR.TAG"
-CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
-"""The first 43 bytes of a valid tag, see bford.info/cachedir."""
 MAX_DEPTH = 256
 """A descriptor and two Python frames per level are held; deeper folders are recorded as unreadable."""
 RESCANS = 3
@@ -179,7 +174,7 @@ class Walker:
 
     def _ignore_texts(self, fd: int, prefix: str, listing: Sequence[os.DirEntry[str]]) -> tuple[list[str], list[bytes]]:
         """Names and texts of the ignore files of this folder, the weaker one first: a later rule wins."""
-        wanted = (".gitignore", IGNORE_FILE) if self._options.use_gitignore else (IGNORE_FILE,)
+        wanted = ignore_files(gitignore=self._options.use_gitignore)
         there = {item.name for item in listing if item.name in wanted}
         names: list[str] = []
         texts: list[bytes] = []
@@ -219,25 +214,5 @@ def _by_bytes(item: os.DirEntry[str]) -> bytes:
     return os.fsencode(item.name)
 
 
-def read_small(folder_fd: int, name: str, limit: int) -> bytes | None:
-    """A small regular file in a folder, never through a link; None when it is something else, larger or unreadable."""
-    try:
-        fd = os.open(name, FILE_FLAGS, dir_fd=folder_fd)
-    except OSError:
-        return None
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None
-        data = os.read(fd, limit + 1)
-        return data if len(data) <= limit else None
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-
-
 def _is_cache(fd: int, listing: Sequence[os.DirEntry[str]]) -> bool:
-    if not any(item.name == CACHE_TAG for item in listing):
-        return False
-    text = read_small(fd, CACHE_TAG, 64 * 1024)
-    return text is not None and text.startswith(CACHE_SIGNATURE)
+    return any(item.name == CACHE_TAG for item in listing) and is_cache(fd)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from mothball.errors import InvalidParams, PathNotAllowed
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def check_path(path: str, roots: Sequence[Path], what: str = "workspace path") -> tuple[Path, tuple[str, ...]]:
@@ -41,3 +43,20 @@ def open_below(root: Path, parts: Sequence[str]) -> int:
             os.close(fd)
         fd = deeper
     return fd
+
+
+def read_small(folder_fd: int, name: str, limit: int) -> bytes | None:
+    """A small regular file in a folder, never through a link; None when it is something else, larger or unreadable."""
+    try:
+        fd = os.open(name, FILE_FLAGS, dir_fd=folder_fd)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        data = os.read(fd, limit + 1)
+        return data if len(data) <= limit else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

@@ -12,18 +12,17 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, LeaseLost, MothballError, NoSpace
+from mothball.errors import AlreadyExists, Busy, InvalidParams, LeaseLost, MothballError, NoSpace
 from mothball.store.folders import Folders
-from mothball.store.foreign import read_json
 from mothball.store.frames import Frames, units
-from mothball.store.manifest import PREFIX, load_config
+from mothball.store.left_out import LeftOut
 from mothball.store.merge import Found
 from mothball.store.read import show
-from mothball.store.restore_merge import Comparison, Omitted, Overwrite, Work
+from mothball.store.restore_merge import Comparison, Overwrite, Work
 from mothball.store.restore_result import Action, RestoreResult, bounded
 from mothball.store.restore_target import Sibling, Target, open_sibling, open_target
 from mothball.store.selection import Patterns, Selection, estimate, select
@@ -35,11 +34,11 @@ __all__ = ["Overwrite", "RestoreResult", "bounded", "check_target", "discard", "
 Progress = Callable[[str, dict[str, Any]], None]
 """Called often with the step (``compare``, ``write``, ``finish``) and counts; what it raises ends the restore."""
 
+_Item = TypeVar("_Item")
 OVERWRITE: Final = ("never", "changed", "always")
 _VERSION: Final = 1
 _TICK_EVERY: Final = 256
 _TICK_SECONDS: Final = 0.05
-_OMISSIONS: Final = PREFIX + "omissions"
 
 
 def restore(
@@ -70,7 +69,7 @@ def restore(
     if delete_extra and overwrite not in {"changed", "always"}:
         raise InvalidParams("deleting what the capture does not have needs overwrite 'changed' or 'always'")
     patterns = Patterns(include)
-    omitted = _omitted(tree) if delete_extra else None
+    omitted = LeftOut(tree) if delete_extra else None
     if omitted is not None and omitted.cut:
         raise InvalidParams(
             "this capture left out more than its list has room for, so it cannot be told what is foreign: nothing is deleted; "
@@ -105,21 +104,6 @@ def check_target(target: Path, *, roots: tuple[Path, ...] | None, store: Path) -
         place.look()
 
 
-def _omitted(tree: Tree) -> Omitted:
-    """What the capture left out. `Corrupt` for a list that cannot be read: nothing may be deleted by guess."""
-    config = load_config(tree.blobs, tree.manifest)
-    labels = (config.get("config") or {}).get("Labels") if isinstance(config.get("config"), dict) else None
-    raw = labels.get(_OMISSIONS) if isinstance(labels, dict) else None
-    if raw is None:
-        return Omitted(frozenset(), cut=False)
-    try:
-        found = read_json(raw, dict, "its list of what was left out")
-        return Omitted(frozenset(str(item["path"]) for item in found["listed"]), cut=bool(found["further"]))
-    except (Corrupt, TypeError, KeyError) as error:
-        digest = tree.manifest.config.digest
-        raise Corrupt(what=f"config {digest}", reason="its list of what was left out cannot be read", digest=digest) from error
-
-
 class _Restore:
     """One restore to one open target."""
 
@@ -137,7 +121,7 @@ class _Restore:
         self._selection = Selection()
         self._skipped = 0
 
-    def run(self, overwrite: Overwrite | None, delete: tuple[Patterns, Omitted] | None) -> RestoreResult:
+    def run(self, overwrite: Overwrite | None, delete: tuple[Patterns, LeftOut] | None) -> RestoreResult:
         look = self._target.look()
         if look == "folder":
             done = self._published()
@@ -237,7 +221,7 @@ class _Restore:
 
     # -- a directory with content --------------------------------------------------------------------------------------
 
-    def _into(self, overwrite: Overwrite, delete: tuple[Patterns, Omitted] | None) -> RestoreResult:
+    def _into(self, overwrite: Overwrite, delete: tuple[Patterns, LeftOut] | None) -> RestoreResult:
         fd = self._target.open()
         try:
             try:
@@ -253,7 +237,7 @@ class _Restore:
         finally:
             os.close(fd)
 
-    def _compare(self, fd: int, overwrite: Overwrite, delete: tuple[Patterns, Omitted] | None) -> Work:
+    def _compare(self, fd: int, overwrite: Overwrite, delete: tuple[Patterns, LeftOut] | None) -> Work:
         total = self._selection.count
 
         told = 0.0
@@ -307,9 +291,9 @@ class _Restore:
             unchanged=work.unchanged,
             metadata=len(work.metadata),
             kept=len(work.kept) + len(kept),
-            deleted=len(work.delete) - len(kept),
+            deleted=len(work.remove) + len(work.delete) - len(kept),
             actions=[Action("keep", show(path)) for path in (*work.kept, *kept)]
-            + [Action("delete", show(path)) for path in work.delete if path not in kept],
+            + [Action("delete", show(path)) for path in (*work.remove, *work.delete) if path not in kept],
         )
 
     def _write(self, unpacker: Unpacker, work: Work) -> set[bytes]:
@@ -321,13 +305,13 @@ class _Restore:
             counts = {"files": tally.files, "total_files": work.count, "bytes": tally.bytes, "total_bytes": work.size}
             self._progress(step, counts)
 
-        def ticking(items: Sequence[Found]) -> Iterator[Found]:
+        def ticking(items: Sequence[_Item]) -> Iterator[_Item]:
             for number, found in enumerate(items):
                 if number % _TICK_EVERY == 0:
                     tick()
                 yield found
 
-        for path in work.remove:
+        for path in ticking(work.remove):
             unpacker.remove(path)
         for found in ticking(work.folders):
             if found.row.path:
@@ -342,7 +326,7 @@ class _Restore:
         step = "finish"
         for found in ticking(work.metadata):
             unpacker.metadata(found)
-        kept = {path for path in work.delete if not unpacker.remove(path)}
+        kept = {path for path in ticking(work.delete) if not unpacker.remove(path)}
         for found in ticking(sorted(work.dress, key=lambda each: each.row.path.count(b"/"), reverse=True)):
             unpacker.dress_folder(found)
         tick()
@@ -363,7 +347,7 @@ class _Restore:
             unchanged=work.unchanged,
             metadata=len(work.metadata),
             kept=len(work.kept),
-            deleted=len(work.delete),
+            deleted=len(work.remove) + len(work.delete),
             actions=actions,
             dry_run=True,
         )

@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from typing import Final, Literal
 
 from mothball.errors import AlreadyExists
 from mothball.store.folders import Folders, explained
+from mothball.store.left_out import LeftOut
 from mothball.store.merge import Found
 from mothball.store.read import show
+from mothball.store.restore_foreign import Foreign
 from mothball.store.selection import Patterns, Selection, by_path
-from mothball.store.unpack import TEMP_PREFIX
 
 Overwrite = Literal["never", "changed", "always"]
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STEP: Final = 1024**2
 _SHOWN: Final = 5
-GIT: Final = b".git"
 
 
 class Work:
@@ -57,18 +57,6 @@ class Work:
         return sum(found.row.size for found in self.files)
 
 
-class Omitted:
-    """What a capture left out, as its config says: it is not foreign because it is not in the capture. Names as in JSON."""
-
-    def __init__(self, paths: frozenset[str], *, cut: bool) -> None:
-        self.paths = paths
-        self.cut = cut
-
-    def holds(self, path: bytes) -> bool:
-        """True for an omitted path."""
-        return path.decode("utf-8", "backslashreplace") in self.paths
-
-
 class Comparison:
     """Compares a selection with the folder open as `folders.root`. `work` says what follows; nothing is written.
 
@@ -81,7 +69,7 @@ class Comparison:
         folders: Folders,
         overwrite: Overwrite,
         *,
-        delete: tuple[Patterns, Omitted] | None,
+        delete: tuple[Patterns, LeftOut] | None,
         tick: Callable[[int], None],
     ) -> None:
         """`delete`: what of the foreign is to go, and what never; None leaves all of it. `tick` gets the entries seen, often."""
@@ -100,7 +88,7 @@ class Comparison:
         self._inodes: dict[bytes, tuple[int, int]] = {}
         self._root = os.geteuid() == 0
         self._own = (os.geteuid(), os.getegid())
-        self._device = os.fstat(folders.root).st_dev
+        self._foreign = Foreign(folders, self._is_known, delete, lambda: tick(self._number))
 
     def run(self) -> Work:
         """Look at everything."""
@@ -155,8 +143,13 @@ class Comparison:
             )
         self._sort_out()
         for path in entered:
-            self._foreign(path)
+            self._foreign.look(path)
+        work.delete += self._foreign.delete
+        work.kept += self._foreign.kept
         return work
+
+    def _is_known(self, path: bytes) -> bool:
+        return path in self._paths or path in self._selection.known
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -273,67 +266,8 @@ class Comparison:
 
     def _clear_way(self, path: bytes) -> None:
         """A folder stands where a file must be: it may go when it is empty, or when its content was given up."""
-        found = list(self._below(path))
-        if not found:
-            self.work.remove.append(path)
-        elif self._delete is None or any(not free for _, free in found):
+        found = self._foreign.in_way(path)
+        if found is None:
             self._in_way.append(path)
         else:
-            self.work.remove += [*(each for each, _ in found), path]
-
-    def _foreign(self, folder: bytes) -> None:
-        """What in an entered folder the capture does not have. What a killed restore left is deleted in any case."""
-        for name, is_folder in self._names(folder):
-            path = folder + b"/" + name if folder else name
-            if path in self._paths or path in self._selection.known:
-                continue
-            if name.startswith(TEMP_PREFIX) and not is_folder:
-                self.work.delete.append(path)
-                continue
-            if self._delete is None or not self._delete[0].chooses(path, is_folder):
-                continue
-            if not self._free(path, is_folder):
-                self.work.kept.append(path)
-                continue
-            below = list(self._below(path)) if is_folder else []
-            # A folder that holds something to be kept stays, and with it the folders between.
-            stay = [each for each, free in below if not free]
-            self.work.kept += stay
-            self.work.delete += [
-                each for each, free in (*below, (path, True)) if free and not any(one.startswith(each + b"/") for one in stay)
-            ]
-
-    def _below(self, folder: bytes) -> Iterator[tuple[bytes, bool]]:
-        """Everything below, what a folder holds before it, and whether it may be deleted; what may not is not entered."""
-        stack: list[tuple[bytes, bool]] = [(folder, False)]
-        while stack:
-            path, seen = stack.pop()
-            if seen:
-                yield path, True
-                continue
-            if path != folder:
-                stack.append((path, True))
-            for name, is_folder in self._names(path):
-                each = path + b"/" + name
-                if not self._free(each, is_folder):
-                    yield each, False
-                elif is_folder:
-                    stack.append((each, False))
-                else:
-                    yield each, True
-
-    def _free(self, path: bytes, is_folder: bool) -> bool:
-        """False for what is never deleted: `.git`, what the capture left out, and what is mounted there."""
-        if path.rpartition(b"/")[2] == GIT:
-            return False
-        if self._delete is not None and self._delete[1].holds(path):
-            return False
-        there = self._stat(path) if is_folder else None
-        return there is None or there.st_dev == self._device
-
-    def _names(self, folder: bytes) -> list[tuple[bytes, bool]]:
-        try:
-            with os.scandir(self._folders.open(folder)) as entries:
-                return sorted((os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries)
-        except OSError as error:
-            raise explained(error, folder) from error
+            self.work.remove += found

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mothball.capture.ignore import MAX_GLOBS, MAX_PATTERNS, IgnoreRules
 from mothball.errors import InvalidParams
+from mothball.store.ignore import MAX_GLOBS, MAX_PATTERNS, IgnoreRules
 from mothball.store.wildmatch import BrokenPattern, compile_glob
 from tests.support import require_tool
 
