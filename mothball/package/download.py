@@ -16,13 +16,14 @@ from pathlib import Path
 import requests
 
 from mothball.errors import Cancelled, Corrupt, MothballError, NoSpace, RegistryUnavailable
-from mothball.package.distribution import PIECE, TRIES, Distribution
+from mothball.package.distribution import TRIES, Distribution
+from mothball.package.wire import PIECE, STALL_BYTES
 from mothball.store.blobs import BlobStore, BlobWriter, full_disk_is_no_space
 from mothball.store.manifest import Descriptor
 
 _RESTARTS = 2
 """How often a blob whose bytes came in whole and are wrong is fetched anew."""
-_RANGE = re.compile(r"bytes (\d+)-")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-")
 
 
 class PartWriter(BlobWriter):
@@ -88,6 +89,7 @@ class Download:
         self._remote = remote
         self._blobs = blobs
         self._report = report
+        self._place = 0
         self.bytes = 0
 
     def fetch(self, wanted: Descriptor) -> None:
@@ -96,6 +98,7 @@ class Download:
         `RegistryUnavailable` when the registry does not answer any more, `Corrupt` when it has other bytes than the manifest
         says, or fewer, however often it is asked.
         """
+        self._place = 0
         with PartWriter(self._blobs, wanted.digest) as part:
             if part.size > wanted.size:
                 part.restart()
@@ -119,7 +122,7 @@ class Download:
                 problem = error
             if part.size >= wanted.size:
                 return
-            failures = 0 if part.size > before else failures + 1
+            failures = 0 if part.size - before >= STALL_BYTES else failures + 1
             if failures >= TRIES:
                 raise problem
             waits = (
@@ -127,7 +130,7 @@ class Download:
                 if isinstance(problem, RegistryUnavailable)
                 else RegistryUnavailable(registry=self._remote.registry, reason="")
             )
-            self._remote.pause(failures, waits, lambda: self._report(part.size))
+            self._remote.pause(failures, waits)
 
     def _stream(self, part: PartWriter, wanted: Descriptor) -> None:
         """One request; returns when the registry has no more to say, whether or not that was all."""
@@ -155,7 +158,12 @@ class Download:
                     raise self._corrupt(wanted, f"the registry sends more than {wanted.size} bytes")
                 part.write(piece)
                 self.bytes += len(piece)
+                self._place = part.size
                 self._report(part.size)
+
+    def tick(self) -> None:
+        """Report how far the current blob is."""
+        self._report(self._place)
 
     def _corrupt(self, wanted: Descriptor, reason: str) -> Corrupt:
         return Corrupt(what=f"blob {wanted.digest} of {self._remote.reference}", reason=reason, digest=wanted.digest)

@@ -98,6 +98,7 @@ class _Push:
         sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
         upload = Upload(remote, sessions, self._store.blobs.temp, self._report)
         upload.sweep()
+        remote.tick = upload.tick
         self._total = (len(capture.blobs), sum(blob.size for blob in capture.blobs))
         counts = {"uploaded": 0, "mounted": 0, "skipped": 0}
         for blob in capture.blobs:
@@ -106,7 +107,8 @@ class _Push:
             counts[upload.send(blob, capture.files[blob.digest], known)] += 1
             self._done += 1
             self._sent += blob.size
-        self._report(0)
+        remote.tick = lambda: self._report(0)
+        remote.tick()
         self._put_manifest(capture.data, capture.digest)
         self._mounts.note(remote.repository, list(capture.files))
         return Pushed(str(remote.reference), capture.digest, bytes=upload.bytes, **counts)
@@ -124,10 +126,8 @@ class _Push:
                 headers={"Content-Type": MEDIA_MANIFEST},
                 body=lambda: data,
                 expected={200, 201},
-            ),
-            lambda: self._report(0),
+            )
         )
-        response.close()
         told = response.headers.get("Docker-Content-Digest", digest)
         if told != digest:
             raise OperationFailed(
@@ -146,7 +146,8 @@ def pull(store: Store, reference: str, settings: Settings, *, progress: Progress
     store.prepare()
     report = progress or _quiet
     with Distribution(wanted, settings) as remote:
-        data = remote.patiently(lambda: remote.get_manifest(wanted.target, _ACCEPT), lambda: report(step="pull"))
+        remote.tick = lambda: report(step="pull")
+        data = remote.patiently(lambda: remote.get_manifest(wanted.target, _ACCEPT))
         manifest, digest = _our_manifest(*data, wanted)
         state = _Pull(store, remote, report, (manifest.config, *manifest.layers))
         state.fetch()
@@ -169,6 +170,7 @@ class _Pull:
         self._progress = progress
         self._blobs = _unique(blobs)
         self._download = Download(remote, store.blobs, self._report)
+        remote.tick = self._download.tick
         self._total = sum(blob.size for blob in self._blobs)
         self._done = 0
         self._held = 0

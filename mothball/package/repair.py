@@ -44,6 +44,7 @@ def repair(
     with Distribution(place, settings) as remote:
         for number, digest in enumerate(wanted):
             report = _numbered(progress or (lambda **_: None), number, len(wanted))
+            remote.tick = report
             try:
                 _fetch(store, remote, digest, report)
                 repaired.append(digest)
@@ -63,12 +64,12 @@ def _numbered(progress: Progress, number: int, total: int) -> Progress:
 
 def _fetch(store: Store, remote: Distribution, digest: str, report: Progress) -> None:
     """One blob, or one manifest, which registries keep apart. Its size is the registry's word, its digest the proof."""
-    size = remote.patiently(lambda: remote.blob_size(digest), report)
+    size = remote.patiently(lambda: remote.blob_size(digest))
     if size is not None:
         fetch_blobs(store, [Descriptor("application/octet-stream", digest, size)], remote, report)
         return
     try:
-        data, _ = remote.patiently(lambda: remote.get_manifest(digest, MEDIA_MANIFEST), report)
+        data, _ = remote.patiently(lambda: remote.get_manifest(digest, MEDIA_MANIFEST))
     except NotFound:
         raise NotFound(f"{remote.reference} does not have it", what="blob", id=digest) from None
     if hashlib.sha256(data).hexdigest() != digest[7:]:

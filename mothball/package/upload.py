@@ -22,7 +22,8 @@ import msgspec
 import requests
 
 from mothball.errors import Corrupt, OperationFailed, RegistryUnavailable
-from mothball.package.distribution import TRIES, Distribution
+from mothball.package.distribution import TRIES, Distribution, whole
+from mothball.package.wire import STALL_BYTES
 from mothball.store.blobs import replace_file
 from mothball.store.manifest import Descriptor
 
@@ -30,7 +31,7 @@ CHUNK: Final = 32 * 1024**2
 """Bytes of one request of a large blob, unless the registry asks for larger ones; blobs up to this size go in one."""
 KEPT_SECONDS: Final = 86_400
 """How long the address of an interrupted upload is kept; registries forget it after some days at most."""
-_RANGE: Final = re.compile(r"(?:bytes=)?0-(\d+)\Z")
+_RANGE: Final = re.compile(r"(?:bytes=)?0-([0-9]{1,18})\Z")
 _NO_CHUNKS: Final = frozenset({400, 404, 405, 411, 413, 415, 501})
 _OCTETS: Final = "application/octet-stream"
 Kind = Literal["uploaded", "mounted", "skipped"]
@@ -79,6 +80,7 @@ class Upload:
         self._report = report
         self._chunk = CHUNK
         self._chunked = True
+        self._place = 0
         self.bytes = 0
 
     def send(self, blob: Descriptor, file: FileIO, mount_from: list[str]) -> Kind:
@@ -87,12 +89,12 @@ class Upload:
         `RegistryUnavailable`, `RegistryDenied`, or `Corrupt` when the file is not what its digest says.
         """
         remote = self._remote
-        tick = self._tick
-        if remote.patiently(lambda: remote.has_blob(blob.digest, blob.size), tick):
+        self._place = 0
+        if remote.patiently(lambda: remote.has_blob(blob.digest, blob.size)):
             self._forget(blob)
             return "skipped"
         for repository in mount_from:
-            if remote.patiently(lambda name=repository: self._mount(blob, name), tick):  # type: ignore[misc]
+            if remote.patiently(lambda name=repository: self._mount(blob, name)):  # type: ignore[misc]
                 return "mounted"
         try:
             self._upload(blob, file)
@@ -103,8 +105,13 @@ class Upload:
         self._forget(blob)
         return "uploaded"
 
-    def _tick(self) -> None:
-        self._report(0)
+    def tick(self) -> None:
+        """Report how far the current blob is."""
+        self._report(self._place)
+
+    def _sent(self, place: int) -> None:
+        self._place = place
+        self._report(place)
 
     def _mount(self, blob: Descriptor, repository: str) -> bool:
         """Ask the registry to take the blob from another of its repositories; it may begin an upload instead."""
@@ -120,21 +127,22 @@ class Upload:
 
     def _upload(self, blob: Descriptor, file: FileIO) -> None:
         url, offset = self._continued(blob)
-        resumed, failures, lost = offset > 0, 0, False
+        resumed, failures, lost, farthest = offset > 0, 0, False, offset
         while True:
-            before = offset
             try:
                 if lost:
                     if self._remote.has_blob(blob.digest, blob.size):
                         return  # it had arrived; only the answer was lost
                     url, offset = self._status(url)
-                    failures, lost = 0 if offset > before else failures, False
+                    # A few bytes more are no progress: a registry that loses each part would be sent it for ever.
+                    failures, lost = 0 if offset >= farthest + STALL_BYTES else failures, False
+                    farthest = max(farthest, offset)
                 if not url:
                     url, offset = self._begin(blob), 0
                 if self._chunked and blob.size - offset > self._chunk:
                     url, offset = self._patch(url, blob, file, offset)
                     self._remember(blob, url)
-                    failures = 0
+                    failures, farthest = 0 if offset > farthest else failures, max(farthest, offset)
                 elif self._finish(url, blob, file, offset):
                     return
                 elif resumed:
@@ -146,14 +154,12 @@ class Upload:
                 failures, lost = failures + 1, True
                 if failures >= TRIES:
                     raise
-                self._remote.pause(failures - 1, error, self._tick)
+                self._remote.pause(failures - 1, error)
 
     def _begin(self, blob: Descriptor) -> str:
         response = self._remote.request("POST", self._remote.url("blobs/uploads/"), body=bytes, expected={202})
         response.close()
-        smallest = response.headers.get("OCI-Chunk-Min-Length", "")
-        if smallest.isdecimal():
-            self._chunk = max(self._chunk, int(smallest))
+        self._chunk = max(self._chunk, whole(response.headers.get("OCI-Chunk-Min-Length", "")) or 0)
         return self._remember(blob, response.headers.get("Location", ""))
 
     def _patch(self, url: str, blob: Descriptor, file: FileIO, start: int) -> tuple[str, int]:
@@ -163,14 +169,16 @@ class Upload:
             "PATCH",
             url,
             headers={"Content-Type": _OCTETS, "Content-Range": f"{start}-{end - 1}"},
-            body=lambda: _Piece(file, start, end, self._report),
+            body=lambda: _Piece(file, start, end, self._sent),
             expected={202, 416, *_NO_CHUNKS},
         )
         response.close()
         if response.status_code == requests.codes.accepted:
             told = _RANGE.match(response.headers.get("Range", ""))
             arrived = int(told[1]) + 1 if told else end
-            self.bytes += max(0, min(arrived, end) - start)
+            if arrived <= start:
+                raise RegistryUnavailable(registry=self._remote.registry, reason="it took nothing of a part of a blob")
+            self.bytes += min(arrived, end) - start
             return self._remote.absolute(response.headers.get("Location", url)), min(arrived, end)
         if start == 0 and response.status_code in _NO_CHUNKS:
             raise _NoChunks
@@ -186,7 +194,7 @@ class Upload:
             "PUT",
             target,
             headers=headers,
-            body=lambda: _Piece(file, start, blob.size, self._report),
+            body=lambda: _Piece(file, start, blob.size, self._sent),
             expected={201, 204, 400, 404, 416},
         )
         response.close()
@@ -233,7 +241,7 @@ class Upload:
         except (OSError, msgspec.DecodeError):
             return "", 0
         remote = self._remote
-        found = remote.patiently(lambda: self._status(remote.absolute(url)), self._tick)
+        found = remote.patiently(lambda: self._status(remote.absolute(url)))
         return found if found[1] <= blob.size else ("", 0)
 
     def _remember(self, blob: Descriptor, location: str) -> str:
