@@ -19,6 +19,8 @@ COUNTED = ("last", "hourly", "daily", "weekly", "monthly")
 RULES = ("last", "within", "hourly", "daily", "weekly", "monthly")
 MAX_COUNT = 1_000_000
 MAX_WITHIN_MS = 100 * 365 * 86_400_000
+FUTURE_MS = 3_600_000
+"""Two primaries of a registry may differ by seconds; a snapshot that is dated further ahead was dated by a clock that was wrong."""
 _END_OF_TIME_MS = 253_402_300_800_000
 """The year 10000, where calendars end."""
 _UNITS = {"w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
@@ -48,7 +50,8 @@ class Decision(NamedTuple):
     keep: bool
     reasons: list[str]
     due_at: int | None
-    """ms since 1970 from which it goes when nothing else happens; None: time alone never takes it."""
+    """ms since 1970 from which it goes when nothing else happens; None: time alone never takes it, as far as one can
+    say of a snapshot that is dated in the future."""
 
 
 class Policy(NamedTuple):
@@ -156,8 +159,9 @@ _BUCKETS: dict[str, tuple[str, Callable[[datetime], tuple[int, ...]]]] = {
 def decide(policy: Policy, snapshots: Sequence[Dated], now_ms: int) -> list[Decision]:
     """What `policy` does with `snapshots` at `now_ms` (ms since 1970), one decision each, in the order given.
 
-    Kept are the newest, those with the `keep` flag, those whose time is unknown (nobody can say that they are old), and what
-    any rule holds. The same arguments give the same answer, and taking away what goes changes no other decision.
+    Kept are the newest, those with the `keep` flag, those whose time is unknown or still to come (nobody can say that they are
+    old; they take no room from others, for a clock that was wrong once must not cost the true ones), and what any rule holds.
+    The same arguments give the same answer, and taking away what goes changes no other decision.
     """
     kept: dict[str, list[str]] = {snapshot.name: [] for snapshot in snapshots}
     gone: dict[str, list[str]] = {snapshot.name: [] for snapshot in snapshots}
@@ -168,16 +172,23 @@ def decide(policy: Policy, snapshots: Sequence[Dated], now_ms: int) -> list[Deci
             kept[snapshot.name].append("keep flag")
         if policy.all:
             kept[snapshot.name].append("all")
-        elif not 0 < snapshot.at < _END_OF_TIME_MS:
-            kept[snapshot.name].append("time unknown")
+        elif (wrong := _undated(snapshot.at, now_ms)) is not None:
+            kept[snapshot.name].append(wrong)
     if not policy.all:
-        dated = [snapshot for snapshot in snapshots if 0 < snapshot.at < _END_OF_TIME_MS]
+        dated = [snapshot for snapshot in snapshots if _undated(snapshot.at, now_ms) is None]
         dated.sort(key=lambda snapshot: (snapshot.at, snapshot.number), reverse=True)
         _apply_last(policy, dated, kept, gone)
         _apply_within(policy, dated, now_ms, kept, gone)
         for rule in _BUCKETS:
             _apply_bucket(rule, getattr(policy, rule), dated, kept, gone)
     return [_decision(snapshot, policy, now_ms, kept[snapshot.name], gone[snapshot.name]) for snapshot in snapshots]
+
+
+def _undated(at: int, now_ms: int) -> str | None:
+    """Why the time `at` says nothing, None when it does."""
+    if not 0 < at < _END_OF_TIME_MS:
+        return "time unknown"
+    return "dated in the future" if at > now_ms + FUTURE_MS else None
 
 
 def _decision(snapshot: Dated, policy: Policy, now_ms: int, kept: list[str], gone: list[str]) -> Decision:

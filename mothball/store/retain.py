@@ -21,6 +21,8 @@ from mothball.store.trash import Trash
 
 LISTED = 500
 """Snapshots and problems that a report lists one by one; its counts are complete."""
+AT_ONCE = 64
+"""Snapshots that one change of an index takes: each is written to disk, while captures and collectors wait for the locks."""
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -75,26 +77,33 @@ def retain_workspace(store: Store, workspace: str, policy: Policy, *, now_ms: in
     """Take from `workspace` the snapshots that `policy` does not keep at `now_ms` (ms of Redis TIME); they go to the trash.
 
     Only numbered snapshots are looked at; ``latest`` and every other ref stay. A dry run opens nothing for writing. Raises
-    `Corrupt`, `Busy`, `NoSpace`; then nothing was taken.
+    `Corrupt`, `Busy`, `NoSpace`; what was taken until then is in the trash.
     """
     refs = store.refs(workspace)
     found = snapshots(refs)
-    taken = _taken(workspace, found, decide(policy, found, now_ms))
-    if dry_run or not taken:
-        return Retained(workspace, policy.text, len(found) - len(taken), taken)
+    would = _taken(workspace, found, decide(policy, found, now_ms))
+    if dry_run or not would:
+        return Retained(workspace, policy.text, len(found) - len(would), would)
     trash = Trash(store)
+    taken: list[Taken] = []
+    left = True
 
     def change(before: list[Ref]) -> Sequence[Ref]:
+        nonlocal left
         now = snapshots_of(before)
-        going = {item.name: item for item in _taken(workspace, now, decide(policy, now, now_ms))}
+        all_going = _taken(workspace, now, decide(policy, now, now_ms))
+        going = {item.name: item for item in all_going[:AT_ONCE]}
+        left = len(going) < len(all_going)
         for ref in before:
             if ref.name in going:
                 trash.bury_ref(workspace, ref, f"retention {policy.text}", now_ms)
-        taken[:] = going.values()
+        taken.extend(going.values())
         return [ref for ref in before if ref.name not in going]
 
-    after = snapshots_of(refs.replace(change))
-    return Retained(workspace, policy.text, len(after), taken)
+    after: list[Ref] = []
+    while left:
+        after = refs.replace(change)
+    return Retained(workspace, policy.text, len(snapshots_of(after)), taken)
 
 
 def retain(

@@ -89,6 +89,16 @@ def test_the_newest_number_stays_also_when_the_clock_went_back() -> None:
     assert kept("last=1", snaps) == [1, 3]
 
 
+def test_snapshots_from_the_future_stay_and_take_no_room_from_the_true_ones() -> None:
+    """A primary whose clock was years ahead numbered ten snapshots; the rules go on counting those that have a true time."""
+    ahead = [Snap(number, NOW + 900 * DAY + number * HOUR) for number in range(1, 11)]
+    true = [Snap(number, NOW - (30 - number) * 8 * DAY) for number in range(11, 30)]
+    for policy in ("last=10", "weekly=10", "daily=10"):
+        assert kept(policy, ahead + true) == [*range(1, 11), *range(20, 30)]
+    assert decide(Policy.parse("last=10"), ahead, NOW)[0].reasons == ["dated in the future"]
+    assert kept("last=2", [Snap(1, NOW), Snap(2, NOW + 1000), Snap(3, NOW + 2000)]) == [2, 3]  # seconds are no wrong clock
+
+
 def test_every_decision_has_its_reasons() -> None:
     snaps = ages(0.5, 0.7, 30, 300)
     by_name = {decision.name: decision for decision in decide(Policy.parse("last=1,within=2h,hourly=2,daily=1"), snaps, NOW)}

@@ -16,7 +16,8 @@ from mothball.retention import Policy
 from mothball.store import Ref, RefIndex, Store
 from mothball.store import retain as retain_module
 from mothball.store.blobs import file_lock
-from mothball.store.retain import retain, retain_workspace
+from mothball.store.manifest import PREFIX
+from mothball.store.retain import AT_ONCE, retain, retain_workspace
 from mothball.store.snapshots import add_snapshot, forget, mark, mark_all, snapshots
 from mothball.store.trash import Trash, undelete
 from mothball.store.tree import Tree
@@ -258,6 +259,27 @@ def test_row_35_a_dry_run_says_the_same_and_changes_nothing(store: Store) -> Non
     real = retain(store, [("w", Policy.parse("last=1"))], now_ms=NOW)
     assert (dry.taken, dry.removed, dry.kept) == (real.taken, 2, 1)
     assert names(store.refs("w")) == ["snap-3"]
+
+
+def test_retention_of_very_many_lets_captures_and_collectors_in_between(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = captured(store)
+    latest = refs.get()
+    many = [Ref(f"snap-{number}", latest.digest, latest.size, {f"{PREFIX}at": str(number)}) for number in range(1, 301)]
+    refs.replace(lambda before: [*before, *many])
+    real, sizes = RefIndex.replace, []
+
+    def counted(self: RefIndex, *args: Any, **options: Any) -> list[Ref]:
+        before = len(self.list())
+        after = real(self, *args, **options)
+        sizes.append(before - len(after))
+        return after
+
+    monkeypatch.setattr(RefIndex, "replace", counted)
+    retained = retain_workspace(store, "w", Policy.parse("last=1"), now_ms=NOW)
+    assert max(sizes) <= AT_ONCE < sum(sizes) == len(retained.taken) == 299
+    assert len({taken.name for taken in retained.taken}) == 299
+    assert (retained.count, names(refs)) == (1, ["snap-300"])
+    assert len(Trash(store).buried("w")) == 299
 
 
 def test_the_decision_is_made_again_under_the_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
