@@ -95,8 +95,8 @@ def undelete_refs(ctx: JobContext, args: UndeleteArgs) -> Outcome:
     back = reserve.spend_when_full(lambda: undelete(store, args.workspace, args.ref))
     count = len(snapshots(store.refs(args.workspace)))
     registered = patiently(lambda: ctx.registry.workspaces.note_snapshots(args.workspace, ctx.host, count))
-    refs = [{"was": each.was, "name": each.name, "digest": each.digest} for each in back]
-    names = [each.name for each in back]
+    refs = [{"was": each.was, "name": each.name, "digest": each.digest, "problem": each.problem} for each in back]
+    names = [each.name for each in back if each.name]
     patiently(lambda: ctx.registry.events.add("workspace.undeleted", workspace=args.workspace, refs=names, host=ctx.host))
     log.info("undeleted", of=args.workspace, refs=names, registered=registered)
     return Outcome(result={"workspace": args.workspace, "refs": refs, "registered": registered})

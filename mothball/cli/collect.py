@@ -210,8 +210,17 @@ def undelete(
         job, result = handle.id, answer
     if json:
         emit_json(result if job is None else {"job": job, "result": result})
-        return
+    else:
+        _print_undeleted(workspace, result)
+    if lost := sum(1 for each in result["refs"] if each["problem"]):
+        raise errors.OperationFailed(reason=f"{lost} of {len(result['refs'])} captures cannot come back; the others are back")
+
+
+def _print_undeleted(workspace: str, result: dict[str, Any]) -> None:
     for each in result["refs"]:
+        if each["problem"]:
+            note(printable(f"lost: {each['problem']}"))
+            continue
         renamed = "" if each["name"] == each["was"] else f" (it was {each['was']}, which names another capture now)"
         line(escape(f"{each['name']}  {each['digest']}{renamed}"))
     if not result["registered"]:
@@ -232,11 +241,11 @@ def _undelete_here(workspace: str, ref: str | None) -> dict[str, Any]:
         with open_fleet() as fleet:
             count = len(snapshots(store.refs(workspace)))
             registered = fleet.registry.workspaces.note_snapshots(workspace, settings.host, count)
-            names = [each.name for each in back]
+            names = [each.name for each in back if each.name]
             fleet.registry.events.add("workspace.undeleted", workspace=workspace, refs=names, host=settings.host)
     except errors.Unavailable as error:
         note(f"note: {error.message}; the store has it back, the registry does not know")
-    refs = [{"was": each.was, "name": each.name, "digest": each.digest} for each in back]
+    refs = [{"was": each.was, "name": each.name, "digest": each.digest, "problem": each.problem} for each in back]
     return {"workspace": workspace, "refs": refs, "registered": registered}
 
 

@@ -13,16 +13,15 @@ from pathlib import Path
 
 import msgspec
 
-from mothball.errors import InvalidParams, MothballError
+from mothball.errors import Corrupt, InvalidParams, MothballError
 from mothball.names import check_workspace_id, slug
 from mothball.registry import Recovered
 from mothball.registry.kept import recall
 from mothball.registry.workspaces import DERIVED
 from mothball.store import Ref, RefIndex, Store
-from mothball.store.blobs import check_digest
+from mothball.store.blobs import check_digest, read_regular
 from mothball.store.manifest import Descriptor, load_manifest
-from mothball.store.refs import LATEST, SNAPSHOT
-from mothball.store.trash import RELEASED
+from mothball.store.refs import LATEST, RELEASED, SNAPSHOT
 
 CREATED = "org.opencontainers.image.created"
 _MAX_FENCE = 2**52  # Lua counts exactly to here, and no fence of ours comes near: they are ms
@@ -79,14 +78,14 @@ def read_layout(store: Store, folder: Path) -> Layout:
         problems += _fixed_parts(store, folder)
     fence = 0
     try:
-        fence = int((folder / "fence").read_bytes())
+        fence = int(read_regular(folder / "fence"))
         if not 0 <= fence <= _MAX_FENCE:
             raise ValueError
     except FileNotFoundError:
         pass
-    except (OSError, ValueError):
+    except (OSError, ValueError, Corrupt):
         fence = 0
-        problems.append("its fence file holds no number; the next capture writes it again")
+        problems.append(f"its fence file holds no number that was ever given; delete {folder / 'fence'}, or no job can work here")
     return Layout(
         folder=folder.name, workspace=workspace, refs=refs, fence=fence, released=_released(folder, fence), problems=problems,
         damaged={ref.name: reason for ref in refs if (reason := _damage(store, ref))},
@@ -139,8 +138,8 @@ def is_folder(path: str) -> bool:
 def _released(folder: Path, fence: int) -> bool:
     """True when a collector noted the release of the workspace, and nothing began to work on it since (fences are ms)."""
     try:
-        at = json.loads((folder / RELEASED).read_bytes())["at"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        at = json.loads(read_regular(folder / RELEASED))["at"]
+    except (OSError, Corrupt, ValueError, TypeError, KeyError, RecursionError):
         return False
     return isinstance(at, int) and fence <= at
 
@@ -160,8 +159,8 @@ def _fixed_parts(store: Store, folder: Path) -> list[str]:
     """What is wrong with the parts by which other tools recognise an image layout."""
     found = []
     try:
-        version = json.loads((folder / "oci-layout").read_bytes())["imageLayoutVersion"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        version = json.loads(read_regular(folder / "oci-layout"))["imageLayoutVersion"]
+    except (OSError, Corrupt, ValueError, TypeError, KeyError, RecursionError):
         version = None
     if version != "1.0.0":
         found.append("its oci-layout file is missing or damaged")

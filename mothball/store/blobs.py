@@ -29,6 +29,7 @@ _POLL_SECONDS = 0.003
 """How often a waiter looks: shorter than the pauses that a collector makes for those who wait for it."""
 TEMP_GRACE_SECONDS = 60
 """A temp file younger than this is left alone: its writer may not have locked it yet."""
+_FUTURE_SECONDS = 3600
 
 
 def check_digest(digest: object) -> str:
@@ -116,6 +117,23 @@ def replace_file(path: Path, data: bytes | bytearray, temp: Path, *, sync: bool 
             raise
         if sync:
             sync_folder(path.parent)
+
+
+def read_regular(path: Path) -> bytes:
+    """All of a small file of the store's own. A FIFO in its place would hang the reader, and a link lead it out of the store.
+
+    Raises `Corrupt` for what is no regular file, `FileNotFoundError`, `OSError`.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:
+            raise Corrupt(what=str(path), reason="it is no regular file") from None
+        raise
+    with FileIO(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Corrupt(what=str(path), reason="it is no regular file")
+        return file.readall()
 
 
 class BlobWriter:
@@ -284,7 +302,8 @@ class BlobStore:
         removed = 0
         for path in self.temp.iterdir():
             try:
-                if time.time() - path.lstat().st_mtime < TEMP_GRACE_SECONDS:
+                # Far in the future was a clock that was wrong: such a file would stay until that day comes.
+                if -_FUTURE_SECONDS < time.time() - path.lstat().st_mtime < TEMP_GRACE_SECONDS:
                     continue
                 fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             except OSError:

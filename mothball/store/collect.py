@@ -9,6 +9,7 @@ A kill at any point leaves blobs here or in the trash, never nowhere, and the ne
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ import msgspec
 
 from mothball.errors import Corrupt, NotFound
 from mothball.store import Store
+from mothball.store.below import FOLDER_FLAGS
 from mothball.store.blobs import file_lock, full_disk_is_no_space
 from mothball.store.layouts import Layouts, drop_caches, stale_caches
 from mothball.store.marks import Usage
@@ -153,6 +155,7 @@ class _Collection:
         self._empty = empty_trash
         self._forget = forget
         self._started = time.monotonic()
+        self._clock = clock
         self._now = clock()
         self._cutoff = self._now - grace_s
         self._grace_s, self._trash_s, self._tombstone_s = grace_s, trash_s, tombstone_s
@@ -236,7 +239,9 @@ class _Collection:
 
     def _batch(self, loose: bytearray, start: int, mover: Mover | None) -> int:
         """Take blobs from `start` on for as long as writers may be kept waiting; returns where the next batch begins."""
-        report, cutoff = self._report, self._cutoff
+        report = self._report
+        # A clock that was set back meanwhile makes what is being captured now look older than the beginning of this collection.
+        cutoff = min(self._cutoff, self._clock() - self._grace_s)
         until = time.monotonic() + HOLD_SECONDS
         folder = mover.source if mover else None
         while start < len(loose):
@@ -246,7 +251,9 @@ class _Collection:
                 # Without a descriptor of the folder, as in a dry run, by its path.
                 path = name if folder is not None else str(self._view.blobs_folder / name)
                 found = os.stat(path, dir_fd=folder, follow_symlinks=False)
-                if found.st_mtime < cutoff:
+                if not stat.S_ISREG(found.st_mode):
+                    report.strange += 1
+                elif found.st_mtime < cutoff:
                     if mover:
                         mover.move(name, found.st_size)
                     report.moved_blobs += 1
@@ -283,9 +290,10 @@ class _Collection:
     def _trash(self) -> None:
         for run, folder in self._view.runs():
             at = run / 1000
-            if at > self._now + FUTURE_SECONDS and self._act:
-                folder = folder.rename(folder.with_name(str(int(self._now * 1000))))  # noqa: PLW2901 - the same run, with a true name
+            if at > self._now + FUTURE_SECONDS:
                 at = self._now
+                if self._act:
+                    folder = folder.rename(Trash(self._store).free_run(int(at * 1000)))  # noqa: PLW2901 - the same run, a true name
             expired = self._empty or at + self._trash_s <= self._now
             self._empty_run(folder, at, expired=expired)
         if self._act:
@@ -299,7 +307,9 @@ class _Collection:
         with self._view.in_run(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if has(name) and not (self._view.blobs_folder / name).exists():
+                if entry.is_dir(follow_symlinks=False):
+                    report.strange += 1
+                elif has(name) and not (self._view.blobs_folder / name).exists():
                     report.put_back += 1
                     if self._act:
                         trash.put_back(f"sha256:{name}")
@@ -316,7 +326,7 @@ class _Collection:
         if total is not None and total.blobs == len(names):
             return total.bytes
         size = 0
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(folder, FOLDER_FLAGS)
         try:
             for name in names:
                 with suppress(FileNotFoundError):
@@ -326,17 +336,13 @@ class _Collection:
         return size
 
     def _delete(self, folder: Path, names: list[str]) -> None:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(folder, FOLDER_FLAGS)
         try:
             for number, name in enumerate([*names, TOTAL]):
                 if not number % _LOOK_EVERY:
                     self._progress("delete", blobs=number)
-                try:
+                with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=fd)
-                except FileNotFoundError:
-                    pass
-                except IsADirectoryError:
-                    self._report.strange += 1
         finally:
             os.close(fd)
 

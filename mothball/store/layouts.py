@@ -17,14 +17,20 @@ import msgspec
 from mothball.errors import MothballError, NoSpace
 from mothball.store import RefIndex, Store
 from mothball.store.blobs import full_disk_is_no_space, replace_file
-from mothball.store.manifest import canonical
+from mothball.store.manifest import MEDIA_INDEX, canonical
+from mothball.store.refs import LAST_SNAPSHOT, RELEASED
 from mothball.store.survey import Facts, Standing
-from mothball.store.trash import RELEASED, Trash
+from mothball.store.trash import Trash
 from mothball.store.view import Layout, Released, StoreView
 
+_FUTURE_MS = 3_600_000
+"""A mark so far ahead was written by a clock that was wrong; it is written again, instead of keeping the layout for years."""
 Fate = Literal["keep", "mark", "unmark", "remove", "orphan"]
 FIXED = ("index.json", "oci-layout", "blobs", "fence", RELEASED, "lock")
 """What a layout consists of, in the order in which it is taken apart: without an index there is nothing to lose any more."""
+
+STUB = ("index.json", "oci-layout", "blobs")
+"""What stays of a layout that gave numbers to snapshots."""
 
 
 def fate(layout: Layout, standing: Standing, now_ms: int, tombstone_ms: int) -> Fate:
@@ -32,9 +38,11 @@ def fate(layout: Layout, standing: Standing, now_ms: int, tombstone_ms: int) -> 
     if standing == "known":
         return "unmark" if layout.released else "keep"
     if standing == "gone":
-        return "keep" if layout.released else "mark"
+        return "keep" if layout.released and layout.released.at <= now_ms + _FUTURE_MS else "mark"
     if layout.released is None:
         return "orphan"
+    if layout.released.at > now_ms + _FUTURE_MS:
+        return "mark"
     return "remove" if now_ms >= layout.released.at + tombstone_ms else "keep"
 
 
@@ -82,21 +90,28 @@ class Layouts:
             self.skipped.append(f"{layout.name}: {error}")
             if layout.name in self.removed:
                 self.removed.remove(layout.name)
+            if layout.name in self.marked:
+                self.marked.remove(layout.name)
 
     def _do(self, layout: Layout, decided: Fate) -> None:
         if decided == "mark" and layout.workspace is not None:
-            reason = "released" if self._facts.standing(layout.workspace) == "gone" else "an orphan that somebody gave up"
-            released = Released(layout.workspace, self._now, reason)
-            data = canonical(msgspec.to_builtins(released))
-            replace_file(layout.folder / RELEASED, data, self._store.blobs.temp, sync=self._store.fsync)
+            index = self._index(layout)
+            with index.locked():
+                # A capture takes the mark away under this lock, with its fence; one that began since must not find it again.
+                standing = self._facts.standing(layout.workspace)
+                if standing == "known":
+                    raise MothballError(reason="it came back into use")
+                reason = "released" if standing == "gone" else "an orphan that somebody gave up"
+                reason = layout.released.reason if layout.released else reason
+                data = canonical(msgspec.to_builtins(Released(layout.workspace, self._now, reason)))
+                replace_file(layout.folder / RELEASED, data, self._store.blobs.temp, sync=self._store.fsync)
         elif decided == "unmark":
             (layout.folder / RELEASED).unlink(missing_ok=True)
         elif decided == "remove":
             self._remove(layout)
 
     def _remove(self, layout: Layout) -> None:
-        index = RefIndex(self._store.root, layout.workspace or "unknown", fsync=self._store.fsync)
-        index.folder = layout.folder
+        index = self._index(layout)
         with index.locked():
             # Between the decision and the lock somebody may have registered the workspace again, or captured it.
             now = StoreView(self._store).layout(layout.folder)
@@ -112,9 +127,27 @@ class Layouts:
             trash = Trash(self._store)
             for ref in now.refs:
                 trash.bury_ref(layout.name, ref, "released", self._now)
+            drop_caches(self._store, [layout.folder.name])
+            stays = self._leave_numbers(index)
             for name in FIXED:
-                (layout.folder / name).unlink(missing_ok=True)
-            layout.folder.rmdir()
+                if name not in stays:
+                    (layout.folder / name).unlink(missing_ok=True)
+            if not stays:
+                layout.folder.rmdir()
+
+    def _leave_numbers(self, index: RefIndex) -> tuple[str, ...]:
+        """What has to stay so that no snapshot number is given twice: an empty index that knows the last one (B-30)."""
+        last = index.last_snapshot
+        if not last:
+            return ()
+        empty = {"schemaVersion": 2, "mediaType": MEDIA_INDEX, "manifests": [], "annotations": {LAST_SNAPSHOT: str(last)}}
+        replace_file(index.folder / "index.json", canonical(empty), self._store.blobs.temp, sync=self._store.fsync)
+        return STUB
+
+    def _index(self, layout: Layout) -> RefIndex:
+        index = RefIndex(self._store.root, layout.workspace or "unknown", fsync=self._store.fsync)
+        index.folder = layout.folder
+        return index
 
     def _in_use(self, layout: Layout) -> bool:
         """True when a capture began here within the grace: it may not have published yet."""

@@ -9,9 +9,10 @@ from typing import Final, Self
 
 import msgspec
 
-from mothball.errors import NoSpace
+from mothball.errors import MothballError, NoSpace
 from mothball.store import Store
-from mothball.store.blobs import replace_file, sync_folder
+from mothball.store.blobs import read_regular, replace_file, sync_folder
+from mothball.store.foreign import read_json
 from mothball.store.trash import Trash
 
 TOTAL: Final = "total"
@@ -27,8 +28,8 @@ class Total(msgspec.Struct, frozen=True):
 
 def read_total(folder: Path) -> Total | None:
     """What a run wrote down; None when it was killed."""
-    with suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((folder / TOTAL).read_bytes(), type=Total)
+    with suppress(OSError, MothballError):
+        return read_json(read_regular(folder / TOTAL), Total, TOTAL)
     return None
 
 
@@ -38,7 +39,7 @@ class Mover:
     def __init__(self, store: Store, run: int) -> None:
         """`run` names the folder: ms of this host's clock."""
         self._store = store
-        self._folder = Trash(store).blobs / str(run)
+        self._folder = Trash(store).free_run(run)
         self._target = -1
         self._moved = self._bytes = 0
         self.source = os.open(store.blobs.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -19,7 +19,7 @@ import msgspec
 
 from mothball.errors import Corrupt, InvalidParams, LeaseLost, NotFound, TransientFailure
 from mothball.names import slug
-from mothball.store.blobs import BlobStore, file_lock, replace_file
+from mothball.store.blobs import BlobStore, file_lock, read_regular, replace_file
 from mothball.store.foreign import read_json
 from mothball.store.manifest import MEDIA_INDEX, MEDIA_MANIFEST, PREFIX, Descriptor, canonical, load_manifest
 
@@ -27,6 +27,8 @@ REF_NAME = "org.opencontainers.image.ref.name"
 LATEST = "latest"
 SNAPSHOT = re.compile(r"snap-([1-9][0-9]{0,14})\Z")
 """The name of a numbered snapshot."""
+RELEASED = "released"
+"""File of a layout whose workspace was released: when, and why. The collector writes it on evidence and acts on it later."""
 LAST_SNAPSHOT = PREFIX + "snapshots"
 """Annotation of the index: the highest snapshot number that was ever given here, so that none is given twice."""
 
@@ -98,7 +100,7 @@ class RefIndex:
 
     def _read(self) -> _Index:
         try:
-            data = (self.folder / "index.json").read_bytes()
+            data = read_regular(self.folder / "index.json")
         except FileNotFoundError:
             return _Index([])
         return read_json(data, _Index, f"index of workspace {self.workspace!r}", limit=_MAX_INDEX)
@@ -134,6 +136,8 @@ class RefIndex:
         with self.locked():
             if self._fence() > fence:
                 raise LeaseLost(job=job)
+            # Only a registered workspace gets a fence. Were Redis lost now, the mark of its last life would end this one.
+            (self.folder / RELEASED).unlink(missing_ok=True)
             replace_file(self.folder / "fence", b"%d\n" % fence, self._temp, sync=self._fsync)
 
     def publish(self, name: str, digest: str, size: int, annotations: dict[str, str], *, fence: int, job: str) -> None:
@@ -191,11 +195,12 @@ class RefIndex:
 
     def _fence(self) -> int:
         try:
-            return int((self.folder / "fence").read_bytes())
+            return int(read_regular(self.folder / "fence"))
         except FileNotFoundError:
             return 0
         except ValueError as error:
-            raise Corrupt(what=f"fence file of workspace {self.workspace!r}", reason="it does not hold a number") from error
+            reason = f"it does not hold a number; delete {self.folder / 'fence'}, and the next job writes it again"
+            raise Corrupt(what=f"fence file of workspace {self.workspace!r}", reason=reason) from error
 
 
 def _taken(digest: str) -> str:

@@ -130,13 +130,13 @@ def as_snapshot(ref: Ref) -> Snapshot:
         name=ref.name,
         number=int(match[1]) if match else 0,
         digest=ref.digest,
-        at=_whole(ref.get("at")),
+        at=whole(ref.get("at")),
         label=ref.get("label"),
         note=ref.get("note"),
         keep=ref.get("keep") == "1",
-        generation=_whole(ref.get("generation")),
-        files=_whole(ref.get("files")),
-        bytes=_whole(ref.get("bytes")),
+        generation=whole(ref.get("generation")),
+        files=whole(ref.get("files")),
+        bytes=whole(ref.get("bytes")),
         git=_states(ref.get("git")),
     )
 
@@ -241,7 +241,8 @@ def forget(
     return Forgotten(gone, already)
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """The number that an annotation says, 0 when it says none."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0  # noqa: PLR2004 - what 64 bits hold
 
 

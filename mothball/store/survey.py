@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
+import msgspec
+
 from mothball.errors import Corrupt, MothballError
 from mothball.names import slug
+from mothball.store import Ref
 from mothball.store.blobs import check_digest
-from mothball.store.manifest import Descriptor, Manifest
+from mothball.store.manifest import PREFIX, Descriptor, Manifest
 from mothball.store.marks import Marks, Usage
+from mothball.store.snapshots import whole
 from mothball.store.view import Layout, StoreView
 
+_BYTES = PREFIX + "bytes"
 Standing = Literal["known", "gone", "unknown"]
 """What the registry says of a workspace: it has a record, it has a tombstone, or it has neither."""
 Progress = Callable[..., None]
@@ -49,7 +54,7 @@ class Survey:
         """Read every index and every manifest. What `progress` raises goes through, damage does not."""
         for folder in self._view.folders():
             try:
-                self.layouts.append(self._view.layout(folder))
+                self.layouts.append(_slim(self._view.layout(folder)))
             except (MothballError, OSError) as error:
                 self.damage.append(
                     f"{_said(error)}: put {folder / 'index.json'} back from a backup, or move that folder out of the store to give "
@@ -76,12 +81,13 @@ class Survey:
                 )
 
     def _mark(self, layout: Layout) -> None:
+        if not layout.refs:
+            return
         marks = self.marks
         marks.owner(layout.name, layout.repo)
         seen: set[str] = set()
         for ref in layout.refs:
-            logical = ref.get("bytes", "0")
-            marks.capture(int(logical) if logical.isascii() and logical.isdecimal() else 0)
+            marks.capture(whole(ref.get("bytes")))
             if ref.digest in seen:
                 continue
             seen.add(ref.digest)
@@ -92,7 +98,8 @@ class Survey:
             except (MothballError, OSError) as error:
                 self.damage.append(
                     f"capture {ref.name} of workspace {layout.name!r}: {_said(error)}: `mothball verify --repair-from` brings "
-                    "blobs back from a registry, `mothball forget` gives a snapshot up, `mothball capture --full` replaces latest"
+                    "blobs back from a registry, `mothball forget` gives a snapshot up, `mothball capture --full` replaces latest; "
+                    f"for a workspace that is registered nowhere, moving {layout.folder} out of the store gives its captures up"
                 )
 
     def missing(self) -> list[tuple[str, str]]:
@@ -136,6 +143,12 @@ class Survey:
         for usage in self.marks.workspaces:
             usage.released_at = released.get(usage.name)
         return sorted(self.marks.workspaces, key=_largest), sorted(self.marks.repos, key=_largest)
+
+
+def _slim(layout: Layout) -> Layout:
+    """The layout without most of what its refs say: for a hundred thousand of them that would be most of the memory."""
+    refs = [Ref(ref.name, ref.digest, ref.size, {_BYTES: ref.get("bytes")}) for ref in layout.refs]
+    return msgspec.structs.replace(layout, refs=refs)
 
 
 def _named(digest: str, size: int, manifest: Manifest) -> list[Descriptor]:

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from mothball.errors import Corrupt, NotFound
+from mothball.errors import Corrupt, MothballError, NotFound
 from mothball.names import check_workspace_id, slug
 from mothball.store import Ref, Store
-from mothball.store.blobs import check_digest, full_disk_is_no_space, replace_file, sync_folder
+from mothball.store.blobs import check_digest, full_disk_is_no_space, read_regular, replace_file, sync_folder
+from mothball.store.foreign import read_json
 from mothball.store.manifest import PREFIX, load_manifest
-from mothball.store.refs import SNAPSHOT, Refs
+from mothball.store.refs import RELEASED, SNAPSHOT, Refs
 
 _RUN = re.compile(r"[0-9]{1,15}\Z")
 _TRIES = 5
 _KEEP = PREFIX + "keep"
 _NUMBER = PREFIX + "snapshot"
-RELEASED = "released"
-"""File of a layout whose workspace was released: when, and why. The collector writes it on evidence and acts on it later."""
 
 
 class Buried(msgspec.Struct, frozen=True):
@@ -41,14 +41,15 @@ class Buried(msgspec.Struct, frozen=True):
 
 
 class Undeleted(msgspec.Struct, frozen=True):
-    """A ref that is back. `name` differs from `was` when another capture has that name now."""
+    """A ref that is back. `name` differs from `was` when another capture has that name now; it is empty when the ref cannot come
+    back, and `problem` says why."""
 
     was: str
     name: str
     digest: str
+    problem: str = ""
 
 
-_decode = msgspec.json.Decoder(Buried).decode
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -97,15 +98,22 @@ class Trash:
 
     def ref_files(self, workspace: str | None = None) -> Iterator[Path]:
         """The files of buried refs; their mtime is when they came here."""
-        folders = [self.refs / slug(workspace)] if workspace is not None else _listed(self.refs)
-        for folder in folders:
-            yield from _listed(folder)
+        wanted = slug(workspace) if workspace is not None else None
+        for folder in _listed(self.refs, stat.S_ISDIR):
+            if wanted in (None, folder.name):
+                yield from _listed(folder, stat.S_ISREG)
 
     # -- blobs ---------------------------------------------------------------------------------------------------------
 
     def runs(self) -> list[tuple[int, Path]]:
         """(ms, folder) of each collection that moved something aside, oldest first."""
-        return sorted((int(path.name), path) for path in _listed(self.blobs) if _RUN.match(path.name))
+        return sorted((int(path.name), path) for path in _listed(self.blobs, stat.S_ISDIR) if _RUN.match(path.name))
+
+    def free_run(self, ms: int) -> Path:
+        """The folder of a run at `ms`, or so little later that no run has its name."""
+        while os.path.lexists(folder := self.blobs / str(ms)):
+            ms += 1
+        return folder
 
     def find(self, digest: str) -> Path | None:
         """Where in the trash the blob lies, None when it does not."""
@@ -119,25 +127,29 @@ class Trash:
         """
         target = self.store.blobs.path(digest)
         with self.store.blobs.collecting():
-            with suppress(FileNotFoundError):
-                os.utime(target)
-                return True
-            found = self.find(digest)
-            if found is None:
-                return False
-            os.utime(found)  # before it is back: it must never be seen there with its old age
-            found.rename(target)
-            if self.store.fsync:
-                sync_folder(target.parent)
-        return True
+            for _ in range(_TRIES):
+                with suppress(FileNotFoundError):
+                    os.utime(target)
+                    return True
+                found = self.find(digest)
+                if found is None:
+                    return False
+                # A collection that empties this run, or gives it a true name, does so without the lock: then look again.
+                with suppress(FileNotFoundError):
+                    os.utime(found)  # before it is back: it must never be seen there with its old age
+                    found.rename(target)
+                    if self.store.fsync:
+                        sync_folder(target.parent)
+                    return True
+        return False
 
 
 def undelete(store: Store, workspace: str, name: str | None = None, *, keep: bool = True) -> list[Undeleted]:
     """Bring back the buried ref `name` (or digest) of `workspace`, or all of them, with their blobs; idempotent.
 
     With `keep` a snapshot gets the keep flag, else the retention that took it would take it again. A name that another capture
-    has by now becomes the next ``snap-<n>``. Raises `NotFound` when nothing of that name is in the trash, `Corrupt` when
-    its blobs are not all there any more.
+    has by now becomes the next ``snap-<n>``. One that is damaged keeps no other from coming back. Raises `NotFound` when nothing of
+    that name is in the trash, `Corrupt` when of all that is asked for the blobs are not there any more.
     """
     trash = Trash(store)
     chosen = [entry for entry in trash.buried(workspace) if name is None or name in (entry.ref.name, entry.ref.digest)]
@@ -145,28 +157,45 @@ def undelete(store: Store, workspace: str, name: str | None = None, *, keep: boo
         raise _nothing(store, trash, workspace, name)
     if name is not None:
         chosen = chosen[-1:]
-    for entry in chosen:
-        _bring_blobs(trash, entry)
+    problems: dict[int, str] = {}
+    for place, entry in enumerate(chosen):
+        try:
+            _bring_blobs(trash, entry)
+        except Corrupt as error:
+            problems[place] = error.message
+            if len(problems) == len(chosen):
+                raise
     refs = store.refs(workspace)
-    refs.prepare()
-    # Whoever brings captures back wants the layout to stay; the next collection asks the registry again.
-    (refs.folder / RELEASED).unlink(missing_ok=True)
-    names: list[str] = []
+    names: dict[int, str] = {}
 
     def change(before: Refs) -> Refs:
-        names.clear()
         after = {ref.name: ref for ref in before}
-        for ref in (entry.ref for entry in chosen):
-            back = _again(ref, after, refs.last_snapshot)
-            names.append(back.name)
+        # The newest first: of two lives of a workspace the last one's ``latest`` is the latest.
+        for place in reversed(range(len(chosen))):
+            if place in problems:
+                continue
+            back = _again(chosen[place].ref, after, refs.last_snapshot)
+            names[place] = back.name
             if back.name not in after:
                 flag = {_KEEP: "1"} if keep and SNAPSHOT.match(back.name) else {}
                 after[back.name] = msgspec.structs.replace(back, annotations={**back.annotations, **flag})
         return list(after.values())
 
-    refs.replace(change)
+    for attempt in range(_TRIES):
+        refs.prepare()
+        # Whoever brings captures back wants the layout to stay; the next collection asks the registry again.
+        (refs.folder / RELEASED).unlink(missing_ok=True)
+        try:
+            refs.replace(change)
+            break
+        except FileNotFoundError:  # a collector had decided before, and took the layout away
+            if attempt == _TRIES - 1:
+                raise
     # The buried files stay until their time is over: to remove one here could race with somebody who forgets the ref again.
-    return [Undeleted(entry.ref.name, given, entry.ref.digest) for entry, given in zip(chosen, names, strict=True)]
+    return [
+        Undeleted(entry.ref.name, names.get(place, ""), entry.ref.digest, problems.get(place, ""))
+        for place, entry in enumerate(chosen)
+    ]
 
 
 def _again(ref: Ref, taken: dict[str, Ref], last: int) -> Ref:
@@ -214,16 +243,20 @@ def _file_name(ref: Ref) -> str:
 
 def _load(path: Path) -> Buried | None:
     try:
-        return _decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError):
+        return read_json(read_regular(path), Buried, f"buried ref {path.name}")
+    except (OSError, MothballError):
         return None
 
 
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def _listed(folder: Path, kind: Callable[[int], bool]) -> list[Path]:
+    """What of `kind` is in `folder`, never through a link: who deletes what is listed here must not delete elsewhere."""
+    found = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted(folder.iterdir()):
+            with suppress(FileNotFoundError):
+                if kind(path.lstat().st_mode):
+                    found.append(path)
+    return found
 
 
 def now_ms() -> int:

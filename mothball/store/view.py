@@ -13,9 +13,11 @@ import msgspec
 from mothball.errors import InvalidParams, MothballError
 from mothball.names import slug
 from mothball.store import Ref, RefIndex, Store
-from mothball.store.blobs import BlobStore
+from mothball.store.blobs import BlobStore, read_regular
+from mothball.store.foreign import read_json
 from mothball.store.manifest import PREFIX, Manifest, load_manifest
-from mothball.store.trash import RELEASED, Buried, Trash
+from mothball.store.refs import RELEASED
+from mothball.store.trash import Buried, Trash
 
 BLOB_NAME = re.compile(r"[0-9a-f]{64}\Z")
 _WORKSPACE, _REPO = PREFIX + "workspace", PREFIX + "repo"
@@ -121,8 +123,8 @@ class StoreView:
 
 def _released(folder: Path) -> Released | None:
     try:
-        return msgspec.json.decode((folder / RELEASED).read_bytes(), type=Released)
-    except (FileNotFoundError, msgspec.DecodeError):  # it is no evidence then, and is written again
+        return read_json(read_regular(folder / RELEASED), Released, RELEASED)
+    except (FileNotFoundError, MothballError):  # it is no evidence then, and is written again
         return None
 
 

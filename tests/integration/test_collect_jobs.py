@@ -17,7 +17,8 @@ from mothball.errors import Corrupt, InvalidParams, NotFound
 from mothball.registry.standing import StoreFacts
 from mothball.settings import Settings
 from mothball.store.blobs import file_lock
-from mothball.store.trash import RELEASED, Trash
+from mothball.store.refs import RELEASED
+from mothball.store.trash import Trash
 from tasks import collect as jobs
 from tests.conftest import NO_REDIS
 from tests.integration.test_snapshot_jobs import ID, Here
@@ -208,7 +209,8 @@ def test_a_released_workspace_leaves_the_store_when_its_tombstone_does_and_can_b
     age(here, 100)
     assert collect(here)["moved_blobs"] == 3
     back = here.run("store.undelete", host=here.settings.host, workspace=ID)
-    assert back == {"workspace": ID, "refs": [{"was": "latest", "name": "latest", "digest": digest}], "registered": False}
+    ref = {"was": "latest", "name": "latest", "digest": digest, "problem": ""}
+    assert back == {"workspace": ID, "refs": [ref], "registered": False}
     assert collect(here)["orphans"] == [ID]
     event = here.registry.events.list(kind="workspace.undeleted")[0]
     assert (event.fields["workspace"], event.fields["refs"]) == (ID, '["latest"]')
@@ -264,6 +266,23 @@ def test_the_commands_collect_and_bring_back(here: Here, mothball: Callable[...,
     assert again.json()["refs"][0]["name"] == "snap-1"
     assert mothball("undelete", ID, "snap-7").code == 1
     assert here.counters()["collections"] == 2
+
+
+def test_the_command_brings_back_what_it_can_and_says_what_is_lost(here: Here, mothball: Callable[..., Said]) -> None:
+    lost = forgotten(here)
+    (here.folder / "more").write_text("second")
+    here.run("workspace.capture")
+    kept = here.run("workspace.snapshot")
+    here.run("workspace.forget", snapshots=[kept["name"]])
+    here.store.blobs.path(lost).unlink()
+    said = mothball("undelete", ID)
+    assert (said.code, said.out) == (1, f"{kept['name']}  {kept['digest']}\n")
+    assert lost in said.err
+    assert "1 of 2 captures cannot come back" in said.err
+    refs = mothball("undelete", ID, "--json").json()["refs"]
+    assert [(each["was"], each["name"], bool(each["problem"])) for each in refs] == [
+        ("snap-1", "", True), (kept["name"], kept["name"], False),
+    ]  # fmt: skip
 
 
 def test_the_commands_say_what_is_wrong(here: Here, mothball: Callable[..., Said]) -> None:

@@ -19,72 +19,19 @@ from mothball.errors import Busy, Cancelled, Corrupt, NotFound, TransientFailure
 from mothball.names import slug
 from mothball.store import Ref, Store
 from mothball.store.blobs import file_lock
-from mothball.store.collect import CollectReport, collect
 from mothball.store.manifest import load_manifest
+from mothball.store.refs import RELEASED
 from mothball.store.survey import Standing
-from mothball.store.trash import RELEASED, Trash, undelete
+from mothball.store.trash import Trash, undelete
 from mothball.store.tree import Tree
 from mothball.store.verify import verify
 from tests.unit.store.build import File, capture, layer, new_store
-
-GRACE, TRASH, TOMBSTONE = 3600.0, 7200.0, 86_400.0
-DAY = 86_400.0
-
-
-class Registry:
-    """Facts from memory."""
-
-    def __init__(self, **standing: Standing) -> None:
-        self.known: dict[str, Standing] = dict(standing)
-        self.digests: dict[str, str | None] = {}
-
-    def standing(self, workspace: str) -> Standing:
-        return self.known.get(workspace, "unknown")
-
-    def registered(self) -> list[tuple[str, str | None]]:
-        return [(each, self.digests.get(each)) for each, standing in self.known.items() if standing == "known"]
+from tests.unit.store.collecting import DAY, GRACE, TOMBSTONE, TRASH, Registry, age, blob_names, blobs_of, forget, garbage, run
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return new_store(tmp_path / "store")
-
-
-def age(store: Store, seconds: float = DAY) -> None:
-    """Make everything older by `seconds`, as if that time had passed."""
-    for path in [*store.root.rglob("*")]:
-        found = path.lstat()
-        os.utime(path, (found.st_atime - seconds, found.st_mtime - seconds), follow_symlinks=False)
-    runs = Trash(store).blobs
-    for path in sorted(runs.iterdir()) if runs.is_dir() else []:
-        path.rename(path.with_name(str(int(path.name) - int(seconds * 1000))))
-
-
-def run(store: Store, **options: object) -> CollectReport:
-    values: dict[str, object] = {"grace_s": GRACE, "trash_s": TRASH, "tombstone_s": TOMBSTONE, **options}
-    return collect(store, **values)  # type: ignore[arg-type]
-
-
-def garbage(store: Store, content: bytes = b"nobody names me") -> str:
-    return store.blobs.put(content)[0]
-
-
-def forget(store: Store, workspace: str, name: str) -> Ref:
-    """As the forget command does: bury, then take out of the index."""
-    refs = store.refs(workspace)
-    ref = refs.get(name)
-    Trash(store).bury_ref(workspace, ref, "test", int(time.time() * 1000))
-    refs.replace(lambda before: [each for each in before if each.name != name])
-    return ref
-
-
-def blobs_of(store: Store, digest: str) -> list[str]:
-    manifest = load_manifest(store.blobs, digest)
-    return [digest, manifest.config.digest, *(each.digest for each in manifest.layers)]
-
-
-def blob_names(store: Store) -> set[str]:
-    return {f"sha256:{path.name}" for path in store.blobs.folder.iterdir()}
 
 
 # -- what is taken -----------------------------------------------------------------------------------------------------
@@ -405,11 +352,11 @@ def test_a_layout_that_comes_back_into_use_at_the_last_moment_stays(store: Store
     assert store.refs("w").get().name == "latest"
 
 
-def test_a_layout_whose_capture_began_within_the_grace_stays(store: Store) -> None:
+def test_a_layout_whose_index_changed_within_the_grace_stays(store: Store) -> None:
     capture(store, layer({b"a": File(b"1")}), workspace="w")
     (store.refs("w").folder / RELEASED).write_text('{"workspace":"w","at":1,"reason":"released"}')
     age(store)
-    store.refs("w").take_fence(7, "job")
+    store.refs("w").replace(lambda before: before)
     assert run(store, facts=Registry()).removed == []
     age(store, GRACE + 1)
     assert run(store, facts=Registry()).removed == ["w"]
