@@ -9,7 +9,7 @@ import msgspec
 
 from mothball.doctor.layouts import Layout, is_folder, layouts, recovered
 from mothball.errors import InvalidParams
-from mothball.registry import Registry
+from mothball.registry import Registry, Workspace
 from mothball.store import Store
 
 Status = Literal["rebuilt", "missing", "exists", "other_host", "gone", "released", "empty", "impossible"]
@@ -77,5 +77,13 @@ def _one(registry: Registry, layout: Layout, host: str, *, dry_run: bool) -> Reb
     except InvalidParams as error:
         return Rebuilt(**known, status="impossible", reason=error.message)
     if result.status == "exists" and result.record is not None and result.record.host != host:
-        return Rebuilt(**known, status="other_host", reason=f"the registry has it on host {result.record.host}")
+        return Rebuilt(**known, status="other_host", reason=_elsewhere(result.record, facts.generation))
     return Rebuilt(**known, status=result.status, unknown=result.unknown, reason=result.reason)
+
+
+def _elsewhere(record: Workspace, generation: int) -> str:
+    where = f"the registry has it on host {record.host}"
+    if generation <= record.generation:
+        return where
+    # It moved between hosts, and the one that was left rebuilt first: nothing is overwritten, and somebody has to know.
+    return f"{where} with generation {record.generation}; this store is newer and has generation {generation}, which stays here"

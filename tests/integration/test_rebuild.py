@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +23,10 @@ from mothball.errors import InvalidParams, LeaseLost
 from mothball.registry import Recovered, Registry, Workspace
 from mothball.registry.kept import KEPT
 from mothball.registry.rebuild import NEVER_KNOWN
+from mothball.registry.standing import StoreFacts
 from mothball.settings import Settings
 from mothball.store import Ref, RefIndex, Store
+from mothball.store.collect import CollectReport, collect
 from mothball.store.manifest import PREFIX
 from mothball.store.snapshots import add_snapshot
 from tasks import services
@@ -326,6 +330,52 @@ def test_a_fence_from_the_future_is_still_outnumbered(world: World) -> None:
     world.rebuild()
     assert world.get("o/r#1").fence > ahead
     assert world.run("workspace.capture", "o/r#1")["changed"] is False
+
+
+@pytest.mark.parametrize("content", ["many", str(2**60)])
+def test_a_fence_that_no_job_can_follow_says_what_to_delete_and_then_captures_go_on(world: World, content: str) -> None:
+    world.workspace()
+    world.run("workspace.capture")
+    fence = world.store.refs(NAME).folder / "fence"
+    fence.write_text(content)
+    world.lose_redis()
+    [problem] = world.rebuild()[NAME].problems
+    assert f"delete {fence}" in problem
+    fence.unlink()
+    assert world.run("workspace.capture")["generation"] == 1
+
+
+def test_a_store_that_is_newer_than_the_host_that_rebuilt_first_says_so(world: World) -> None:
+    folder = world.workspace()
+    world.run("workspace.capture")
+    left = Store(world.settings.data_dir / "left")
+    shutil.copytree(world.store.root, left.root, symlinks=True)
+    (folder / "b").write_text("made after it had moved")
+    world.run("workspace.capture")
+    world.lose_redis()
+    [first] = rebuild(world.registry, left, "first-host")
+    assert (first.status, first.generation) == ("rebuilt", 1)
+    found = world.rebuild()[NAME]
+    assert found.status == "other_host"
+    assert "first-host with generation 1; this store is newer and has generation 2" in found.reason
+    assert world.get().host == "first-host"
+
+
+def test_a_workspace_that_was_registered_again_is_not_ended_by_its_release_when_redis_is_lost(world: World) -> None:
+    def later(seconds: float) -> CollectReport:
+        facts = StoreFacts(world.registry.workspaces, world.settings.host)
+        return collect(world.store, grace_s=1, trash_s=10**7, tombstone_s=60, facts=facts, clock=lambda: time.time() + seconds)
+
+    world.workspace()
+    world.run("workspace.capture")
+    world.registry.workspaces.release(NAME)
+    assert later(0).released == [NAME]
+    (world.workspace() / "a").write_text("the new life")
+    world.run("workspace.capture")
+    world.run("workspace.snapshot", keep=True)
+    world.lose_redis()
+    assert (later(100).removed, later(100).orphans) == ([], [NAME])
+    assert world.rebuild()[NAME].status == "rebuilt"
 
 
 def test_a_workspace_that_moved_to_another_host_is_left_there(world: World) -> None:
