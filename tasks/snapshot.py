@@ -90,6 +90,9 @@ def snapshot(ctx: JobContext, args: SnapshotArgs) -> Outcome:
     elif args.full or args.verify or args.paths is not None or args.options != CaptureOptions():
         raise InvalidParams("paths, full, verify and options say how to capture, and without `fresh` nothing is captured")
     else:
+        # The layout may be that of an earlier life under the same id, in another directory: its latest is nobody's now.
+        if patiently(lambda: ctx.registry.workspaces.get(args.workspace)).digest is None:
+            raise _uncaptured(ctx, args.workspace)
         refs = _fenced(ctx, args.workspace)
     ctx.checkpoint("snapshot")
     ref = add_snapshot(
@@ -176,13 +179,17 @@ def _fenced(ctx: JobContext, workspace: str) -> RefIndex:
     """The index of a workspace that has captures here, with this run's fence taken; raises `NotFound`, `LeaseLost`."""
     refs = _store(ctx.settings).refs(workspace)
     if not refs.exists:
-        raise NotFound(
-            f"workspace {workspace!r} has no capture on host {ctx.host!r} yet; a fresh snapshot (--fresh) makes one first",
-            what="capture",
-            id=workspace,
-        )
+        raise _uncaptured(ctx, workspace)
     refs.take_fence(ctx.fence, ctx.job.id)
     return refs
+
+
+def _uncaptured(ctx: JobContext, workspace: str) -> NotFound:
+    return NotFound(
+        f"workspace {workspace!r} has no capture on host {ctx.host!r} yet; a fresh snapshot (--fresh) makes one first",
+        what="capture",
+        id=workspace,
+    )
 
 
 def _note(

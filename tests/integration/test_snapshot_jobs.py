@@ -146,6 +146,18 @@ def test_b42_to_b44_release_count_and_signs_of_life(here: Here) -> None:
     assert (here.folder / "a.txt").exists()
 
 
+def test_the_capture_of_an_earlier_life_in_another_directory_is_not_numbered_as_this_ones(here: Here, tmp_path: Path) -> None:
+    here.run("workspace.capture")
+    here.registry.workspaces.release(ID)
+    other = tmp_path / "another"
+    other.mkdir()
+    (other / "c.txt").write_text("third\n")
+    here.fleet.register(ID, other)
+    with pytest.raises(NotFound, match="--fresh"):
+        here.run("workspace.snapshot")
+    assert here.run("workspace.snapshot", fresh=True)["files"] == 1
+
+
 def test_a_fresh_snapshot_captures_first_and_records_both(here: Here) -> None:
     first = here.run("workspace.snapshot", fresh=True)
     assert (first["name"], first["captured"]["generation"], first["captured"]["changed"]) == ("snap-1", 1, True)
