@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,10 +63,32 @@ def export(
         raise errors.InvalidParams("--zstd is for --tar and not with --gzip; --name is for --oci and --oci-archive")
     if push is not None:
         _push(workspace, ref, push, no_wait=no_wait, timeout=timeout, json=json)
-    elif tar is not None:
-        _tar(workspace, ref, tar, compression="gzip" if gzip else "zstd" if zstd else "", json=json)
-    else:
-        _image(workspace, ref, oci, oci_archive, name=name, gzip=gzip, json=json)
+        return
+    with _tidy_end():
+        if tar is not None:
+            _tar(workspace, ref, tar, compression="gzip" if gzip else "zstd" if zstd else "", json=json)
+        else:
+            _image(workspace, ref, oci, oci_archive, name=name, gzip=gzip, json=json)
+
+
+@contextmanager
+def _tidy_end() -> Iterator[None]:
+    """A request to end (a service manager's, a closed terminal's) ends an export as Ctrl-C does: what it had begun is removed."""
+
+    def end(number: int, _frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # the second must not interrupt the tidying
+        raise SystemExit(128 + number)
+
+    before = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                before[number] = signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _push(workspace: str, ref: str, to: str, *, no_wait: bool, timeout: str | None, json: bool) -> None:
@@ -105,7 +128,7 @@ def _tar(workspace: str, ref: str, path: str, *, compression: Any, json: bool) -
                 write_tar(tree, sys.stdout.buffer, compression=compression, progress=progress)
             sys.stdout.buffer.flush()
             return
-        with new_file(Path(path)) as out, Tree.open(store, found.digest) as tree:
+        with new_file(Path(path), store.root) as out, Tree.open(store, found.digest) as tree:
             result = write_tar(tree, out, compression=compression, progress=progress)
     if json:
         emit_json({"path": path, "ref": found.name, "digest": found.digest, **result._asdict()})

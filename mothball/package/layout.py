@@ -84,12 +84,12 @@ def export_layout(
 ) -> Exported:
     """Write the capture `digest` as an image layout into the new folder `target`; `name` is the image's tag there.
 
-    Every blob is compared with its digest on the way. `AlreadyExists` when there is something at `target`, `Corrupt` for a
-    damaged blob, `NoSpace`, `InvalidParams`; then nothing is left behind.
+    Every blob is compared with its digest on the way. `AlreadyExists` when there is something at `target`, `PathNotAllowed` when
+    that is inside a store, `Corrupt` for a damaged blob, `NoSpace`, `InvalidParams`; then nothing is left behind.
     """
     _check_name(name)
-    place = check_new(target)
-    with _image(store, digest, place, gzip, progress or _quiet) as image, new_folder(place) as folder:
+    place = check_new(target, store.root)
+    with _image(store, digest, place, gzip, progress or _quiet) as image, new_folder(place, store.root) as folder:
         report = _Counter(progress, image)
         blobs = folder / "blobs" / "sha256"
         blobs.mkdir(parents=True)
@@ -113,8 +113,8 @@ def export_archive(
 ) -> Exported:
     """As `export_layout`, as one tar (``oci-archive:`` of skopeo and podman) whose bytes depend on the content alone."""
     _check_name(name)
-    place = check_new(target)
-    with _image(store, digest, place, gzip, progress or _quiet) as image, new_file(place) as out:
+    place = check_new(target, store.root)
+    with _image(store, digest, place, gzip, progress or _quiet) as image, new_file(place, store.root) as out:
         report = _Counter(progress, image)
         for path in ("blobs/", "blobs/sha256/"):
             out.write(header(path.encode(), b"5", 0o755, 0, 0, 0, 0))

@@ -5,20 +5,31 @@ Written beside its name under another one, flushed, then renamed. What is there 
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mothball.errors import AlreadyExists, InvalidParams, OperationFailed
+from mothball.errors import AlreadyExists, InvalidParams, OperationFailed, PathNotAllowed
 from mothball.store.blobs import full_disk_is_no_space, sync_folder
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_RANDOM = 8
+_LONG_NAME = 200
+"""Bytes of a name above which a scratch folder beside it is named by its hash."""
 
-def check_new(path: Path) -> Path:
-    """`path`, absolute, when nothing is there and its folder is; else `AlreadyExists` or `InvalidParams`."""
+
+def check_new(path: Path, store: Path) -> Path:
+    """`path`, absolute, when nothing is there and its folder is; else `AlreadyExists` or `InvalidParams`.
+
+    `PathNotAllowed` below `store`, the root of a store: what lies there is the store's, and a collector takes what it does
+    not know.
+    """
     place = path.expanduser().absolute()
     if not place.name or place.name in {".", ".."}:
         raise InvalidParams(f"{str(path)!r} is no name for something new")
@@ -26,6 +37,13 @@ def check_new(path: Path) -> Path:
         raise _exists(place)
     if not place.parent.is_dir():
         raise InvalidParams(f"{place.parent} is not a folder; nothing was written")
+    for folder in (real := place.parent.resolve(), *real.parents):
+        with suppress(OSError):  # by what they are and not by their names: the store may be mounted twice
+            if folder.samefile(store):
+                raise PathNotAllowed(
+                    f"{place} is inside the store at {store}, whose folders are no place for exports; choose another",
+                    path=str(place),
+                )
     return place
 
 
@@ -45,20 +63,64 @@ def _trouble(place: Path) -> Iterator[None]:
 
 @contextmanager
 def scratch_folder(place: Path) -> Iterator[Path]:
-    """A new folder beside `place`, gone at the end."""
-    folder = place.parent / f".{place.name}.mothball-export-{secrets.token_hex(4)}"
+    """A new folder beside `place`, gone at the end. What a killed export of the same name left there goes first."""
+    name = place.name if len(os.fsencode(place.name)) <= _LONG_NAME else hashlib.sha256(os.fsencode(place.name)).hexdigest()
+    prefix = f".{name}.mothball-export-"
     with _trouble(place):
-        folder.mkdir(mode=0o700)
+        _remove_stale(place.parent, prefix)
+        folder, fd = place, None
         try:
+            while fd is None:
+                folder = place.parent / (prefix + secrets.token_hex(_RANDOM))
+                fd = _make(folder)
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:  # also when a signal interrupts the line after the folder was made
+            if folder is not place:
+                shutil.rmtree(folder, ignore_errors=True)
+            if fd is not None:
+                os.close(fd)
+
+
+def _make(folder: Path) -> int | None:
+    """Make `folder`; its lock tells others that whoever fills it lives. None when another took it for a stale one before."""
+    folder.mkdir(mode=0o700)
+    with suppress(FileNotFoundError):
+        fd = os.open(folder, _FOLDER)
+        if _lock(fd) is not False and folder.exists():
+            return fd
+        os.close(fd)
+    return None
+
+
+def _remove_stale(parent: Path, prefix: str) -> None:
+    """Remove folders of ours that nobody holds."""
+    for name in os.listdir(parent):  # noqa: PTH208 -- names are all that is needed
+        if not name.startswith(prefix) or len(name) != len(prefix) + 2 * _RANDOM:
+            continue
+        with suppress(OSError):
+            fd = os.open(parent / name, _FOLDER)
+            try:
+                if os.fstat(fd).st_uid == os.geteuid() and _lock(fd):
+                    shutil.rmtree(parent / name, ignore_errors=True)
+            finally:
+                os.close(fd)
+
+
+def _lock(fd: int) -> bool | None:
+    """True when the lock is ours now, False when somebody has it, None where there are no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which has the name `path` once the block has ended without an error."""
-    place = check_new(path)
+def new_file(path: Path, store: Path) -> Iterator[BinaryIO]:
+    """A file to write, which has the name `path` once the block has ended without an error. Errors as `check_new`."""
+    place = check_new(path, store)
     with scratch_folder(place) as folder:
         scratch = folder / "file"
         with scratch.open("xb", buffering=1024**2) as out:
@@ -77,9 +139,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which has the name `path` once the block has ended without an error."""
-    place = check_new(path)
+def new_folder(path: Path, store: Path) -> Iterator[Path]:
+    """A folder to fill, which has the name `path` once the block has ended without an error. Errors as `check_new`."""
+    place = check_new(path, store)
     with scratch_folder(place) as folder:
         scratch = folder / "folder"
         scratch.mkdir()

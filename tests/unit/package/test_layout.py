@@ -133,7 +133,7 @@ def test_what_exists_is_never_replaced(store: Store, blobs: list[Blob], tmp_path
 @pytest.mark.parametrize("make", [new_file, new_folder])
 def test_what_appears_while_an_export_runs_is_not_replaced_either(make: Any, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    with pytest.raises(AlreadyExists), make(target):
+    with pytest.raises(AlreadyExists), make(target, tmp_path / "store"):
         target.write_text("quicker")
     assert target.read_text() == "quicker"
     assert list(tmp_path.iterdir()) == [target]
@@ -175,7 +175,7 @@ def test_a_folder_that_is_not_there_is_not_made(store: Store, blobs: list[Blob],
 
 
 def test_a_full_disk_is_no_space(tmp_path: Path) -> None:
-    with pytest.raises(NoSpace), new_file(tmp_path / "target"), open("/dev/full", "wb", buffering=0) as full:
+    with pytest.raises(NoSpace), new_file(tmp_path / "target", tmp_path / "store"), open("/dev/full", "wb", buffering=0) as full:
         full.write(b"x")
     assert list(tmp_path.iterdir()) == []
 
