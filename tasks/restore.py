@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,8 +72,9 @@ def soft_limit(settings: Settings) -> int:
 def restore(ctx: JobContext, args: RestoreArgs) -> Outcome:
     """Write a capture of the workspace to a directory of its host."""
     store = Store(ctx.settings.store_dir, fsync=ctx.settings.fsync)
-    ref = store.refs(args.workspace).get(args.ref)
-    return Outcome(result={"workspace": args.workspace, "ref": ref.name, **_restore(ctx, store, ref.digest, args)})
+    with _given_up(ctx, args):
+        ref = store.refs(args.workspace).get(args.ref)
+        return Outcome(result={"workspace": args.workspace, "ref": ref.name, **_restore(ctx, store, ref.digest, args)})
 
 
 @job_task(name="store.restore", args=HostRestoreArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit)
@@ -88,8 +90,9 @@ def store_restore(ctx: JobContext, args: HostRestoreArgs) -> Outcome:
     def report(*, step: str = "pull", **counts: Any) -> None:
         ctx.checkpoint(step, **counts)
 
-    pulled = pull(store, args.source, ctx.settings, progress=report)
-    return Outcome(result={"host": ctx.host, "source": pulled.reference, **_restore(ctx, store, pulled.digest, args)})
+    with _given_up(ctx, args):
+        pulled = pull(store, args.source, ctx.settings, progress=report)
+        return Outcome(result={"host": ctx.host, "source": pulled.reference, **_restore(ctx, store, pulled.digest, args)})
 
 
 def _restore(ctx: JobContext, store: Store, digest: str, args: _Where) -> dict[str, Any]:
@@ -98,22 +101,28 @@ def _restore(ctx: JobContext, store: Store, digest: str, args: _Where) -> dict[s
     from mothball.store.restore import restore as restore_tree
     from mothball.store.tree import Tree
 
-    target, roots = Path(args.to), ctx.settings.workspace_roots
+    with Tree.open(store, digest) as tree:
+        result = restore_tree(
+            tree, Path(args.to), include=tuple(args.include), overwrite=args.overwrite, delete_extra=args.delete_extra,
+            dry_run=args.dry_run, progress=lambda step, counts: ctx.checkpoint(step, **counts),
+            roots=ctx.settings.workspace_roots, by=ctx.job.id,
+        )  # fmt: skip
+    counts = {key: value for key, value in result.to_dict().items() if key not in {"actions", "target", "digest"}}
+    log.info("restored", target=result.target, digest=digest, **counts)
+    return bounded(result).to_dict()
+
+
+@contextmanager
+def _given_up(ctx: JobContext, args: _Where) -> Iterator[None]:
+    """Around all that may end the job: when it ends for good, what any of its runs left beside the target is removed."""
     try:
-        with Tree.open(store, digest) as tree:
-            result = restore_tree(
-                tree, target, include=tuple(args.include), overwrite=args.overwrite, delete_extra=args.delete_extra,
-                dry_run=args.dry_run, progress=lambda step, counts: ctx.checkpoint(step, **counts), roots=roots,
-            )  # fmt: skip
+        yield
     except LeaseLost:
         raise  # another run of this job goes on with what was written
     except Exception as error:
         if _is_last(ctx, error) and not args.dry_run:
-            _discard(target, ctx.settings, digest, args.include)
+            _discard(Path(args.to), ctx)
         raise
-    counts = {key: value for key, value in result.to_dict().items() if key not in {"actions", "target", "digest"}}
-    log.info("restored", target=result.target, digest=digest, **counts)
-    return bounded(result).to_dict()
 
 
 def _is_last(ctx: JobContext, error: Exception) -> bool:
@@ -122,9 +131,9 @@ def _is_last(ctx: JobContext, error: Exception) -> bool:
     return final or ctx.job.attempts + 1 >= ctx.settings.max_attempts
 
 
-def _discard(target: Path, settings: Settings, digest: str, include: list[str]) -> None:
+def _discard(target: Path, ctx: JobContext) -> None:
     from mothball.store.restore import discard
 
     with suppress(MothballError, OSError):  # the error that ended the job is the one to tell
-        if discard(target, roots=settings.workspace_roots, store=settings.store_dir, digest=digest, include=tuple(include)):
+        if discard(target, roots=ctx.settings.workspace_roots, store=ctx.settings.store_dir, by=ctx.job.id):
             log.info("removed what was written so far", target=str(target))

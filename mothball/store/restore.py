@@ -11,6 +11,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -22,12 +23,13 @@ from mothball.store.frames import Frames, units
 from mothball.store.left_out import LeftOut
 from mothball.store.merge import Found
 from mothball.store.read import show
-from mothball.store.restore_merge import Comparison, Overwrite, Work
+from mothball.store.restore_mark import MARK, read_mark, remove_mark, write_mark
+from mothball.store.restore_merge import Comparison, Overwrite, Work, check_space
 from mothball.store.restore_result import Action, RestoreResult, bounded
 from mothball.store.restore_target import Sibling, Target, open_sibling, open_target
-from mothball.store.selection import Patterns, Selection, estimate, select
+from mothball.store.selection import Patterns, Selection, select
 from mothball.store.tree import Tree
-from mothball.store.unpack import Unpacker
+from mothball.store.unpack import Unpacker, free_temp
 
 __all__ = ["Overwrite", "RestoreResult", "bounded", "check_target", "discard", "restore"]
 
@@ -51,13 +53,14 @@ def restore(
     dry_run: bool = False,
     progress: Progress | None = None,
     roots: tuple[Path, ...] | None = None,
+    by: str = "",
 ) -> RestoreResult:
     """Write the content of `tree` to the directory `target`.
 
     `include`: only what these patterns choose (see `Patterns`). `overwrite`: what happens to what is there when the target
     has content; without it such a target is `AlreadyExists`. `delete_extra` deletes what the capture does not have, but never
     a `.git` nor what the capture left out. `roots`: the target must lie below one of them, and no link may stand on the way;
-    None: anywhere outside the store. `dry_run` writes nothing at all.
+    None: anywhere outside the store. `dry_run` writes nothing at all. `by`: who restores, for `discard`.
 
     Raises `InvalidParams`, `NotFound` (nothing matches), `AlreadyExists`, `PathNotAllowed` (a link, another root), `NoSpace`,
     `Busy` (another restore writes there), `Corrupt` (nothing wrong is left under its name), `OperationFailed`, and what
@@ -76,23 +79,21 @@ def restore(
             "restore without deleting"
         )
     with open_target(target, roots, tree.blobs.root) as place:
-        run = _Restore(tree, place, tuple(include), patterns, progress, dry_run=dry_run)
+        run = _Restore(tree, place, tuple(include), patterns, progress, dry_run=dry_run, by=by)
         delete = (patterns, omitted) if omitted is not None else None
         return run.run(overwrite, delete)
 
 
-def discard(
-    target: Path, *, roots: tuple[Path, ...] | None = None, store: Path, digest: str | None = None, include: Sequence[str] = ()
-) -> bool:
+def discard(target: Path, *, roots: tuple[Path, ...] | None = None, store: Path, by: str | None = None) -> bool:
     """Remove what an unfinished restore to `target` left beside it; True when there was something. Errors as `restore`.
 
-    With `digest` only what a restore of that capture with these `include` patterns left.
+    With `by` only what a restore by that one left.
     """
     with open_target(target, roots, store) as place, open_sibling(place, make=False) as sibling:
         if sibling is None:
             return False
         known = sibling.state()
-        if digest is not None and (known.get("digest"), known.get("include")) != (digest, list(include)):
+        if by is not None and known and known.get("by") != by:
             return False
         sibling.remove()
         return True
@@ -109,11 +110,13 @@ class _Restore:
 
     def __init__(
         self, tree: Tree, target: Target, include: tuple[str, ...], patterns: Patterns, progress: Progress | None,
-        *, dry_run: bool,
+        *, dry_run: bool, by: str,
     ) -> None:  # fmt: skip
         self._tree = tree
         self._target = target
-        self._include = include
+        self._wanted = {"version": _VERSION, "digest": tree.digest, "include": list(include)}
+        """What a run must have in common with the one it continues."""
+        self._by = by
         self._patterns = patterns
         self._progress = progress or (lambda _step, _counts: None)
         self._dry = dry_run
@@ -123,19 +126,23 @@ class _Restore:
 
     def run(self, overwrite: Overwrite | None, delete: tuple[Patterns, LeftOut] | None) -> RestoreResult:
         look = self._target.look()
-        if look == "folder":
+        fill = False
+        if look == "folder" and overwrite is None:
             done = self._published()
             if done is not None:
                 return done
-            if overwrite is None:
+            fill = self._begun()
+            if not fill:
                 raise AlreadyExists(
                     f"{str(self._target.path)!r} is not empty; choose another target, or say what happens to what is there "
                     "(overwrite: never, changed or always)"
                 )
         self._progress("compare", {"files": 0})
         self._selection = select(self._tree, self._patterns, known=delete is not None)
-        if look == "folder" or (look == "empty" and (overwrite is not None or not self._target.replaceable())):
-            return self._into(overwrite or "changed", delete)
+        if look == "empty" and overwrite is None:
+            fill = not self._target.replaceable()
+        if fill or (look != "absent" and overwrite is not None):
+            return self._into(overwrite, delete)
         return self._new()
 
     # -- a new directory -----------------------------------------------------------------------------------------------
@@ -155,16 +162,19 @@ class _Restore:
                 raise
 
     def _build(self, sibling: Sibling) -> RestoreResult:
-        wanted = {"version": _VERSION, "digest": self._tree.digest, "include": list(self._include)}
         known = sibling.state()
-        if sibling.has_tree() and any(known.get(key) != value for key, value in wanted.items()):
-            self._refuse_other(known)
+        if sibling.has_tree():
+            if not known:
+                sibling.drop_tree()  # its removal has begun
+            elif not self._is_same(known):
+                self._refuse_other(known)
+        wanted = {**self._wanted, "by": self._by}
         sibling.say(wanted)
         fd, there = sibling.tree()
         try:
             work = self._compare(fd, "changed", None) if there else Work(self._selection)
             try:
-                self._check_space(fd, work)
+                check_space(fd, work, str(self._target.path))
             except NoSpace:
                 if not there:
                     sibling.remove()
@@ -191,8 +201,11 @@ class _Restore:
             f"{self._target.sibling_path!r}; finish it by the same command, or remove that folder"
         )
 
+    def _is_same(self, known: dict[str, Any]) -> bool:
+        return all(known.get(key) == value for key, value in self._wanted.items())
+
     def _published(self) -> RestoreResult | None:
-        """The result of a run that was ended after the rename: its tree is the target already."""
+        """The result of a run that was ended after the rename: its tree is the target already, unless that has changed since."""
         if self._dry:
             return None
         with open_sibling(self._target, make=False) as sibling:
@@ -202,16 +215,25 @@ class _Restore:
             fd = self._target.open()
             try:
                 now = os.fstat(fd)
-                same = known.get("digest") == self._tree.digest and known.get("include") == list(self._include)
-                if same and known.get("inode") == [now.st_dev, now.st_ino]:
+                if not known or (self._is_same(known) and known.get("inode") == [now.st_dev, now.st_ino]):
                     self._selection = select(self._tree, self._patterns)
-                    self._dress_root(fd, self._selection.folders[0])
-                    sibling.remove()
-                    return self._result(unchanged=self._selection.count, resumed=True)
+                    if self._is_there(fd):
+                        if known:
+                            self._dress_root(fd, self._selection.folders[0])
+                        sibling.remove()
+                        return self._result(unchanged=self._selection.count, resumed=True)
             finally:
                 os.close(fd)
             sibling.remove()
         return None
+
+    def _is_there(self, fd: int) -> bool:
+        """True when all that was chosen is in the open folder as captured."""
+        try:
+            work = self._compare(fd, "changed", None)
+        except AlreadyExists:
+            return False
+        return not (work.files or work.links or work.folders or work.groups or work.metadata or work.remove)
 
     def _dress_root(self, fd: int, root: Found) -> None:
         with Frames(self._tree.layers) as frames:
@@ -221,26 +243,57 @@ class _Restore:
 
     # -- a directory with content --------------------------------------------------------------------------------------
 
-    def _into(self, overwrite: Overwrite, delete: tuple[Patterns, LeftOut] | None) -> RestoreResult:
+    def _begun(self) -> bool:
+        """True when a run of this restore found the target empty, began to fill it and was ended."""
+        fd = self._target.open()
+        try:
+            return self._is_same(read_mark(fd) or {})
+        finally:
+            os.close(fd)
+
+    def _into(self, overwrite: Overwrite | None, delete: tuple[Patterns, LeftOut] | None) -> RestoreResult:
+        """Change what is there. Without `overwrite` it was empty, or has what a run of this restore began to fill it with."""
         fd = self._target.open()
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy(what=f"target {str(self._target.path)!r}", reason="another restore writes it") from None
-            work = self._compare(fd, overwrite, delete)
+            begun = overwrite is None and self._is_same(read_mark(fd) or {})
+            work = self._compare(fd, overwrite or "changed", delete)
+            if overwrite is None and (work.replaced or work.remove):
+                shown = show((work.replaced or work.remove)[0])
+                raise AlreadyExists(
+                    f"{shown!r} in {str(self._target.path)!r} is not what the restore that was ended there wrote; "
+                    "say what happens to what is there (overwrite: never, changed or always)"
+                )
             if self._dry:
                 return self._planned(work)
-            self._check_space(fd, work)
+            check_space(fd, work, str(self._target.path))
+            root = [found for found in work.dress if not found.row.path]
+            work.dress = [found for found in work.dress if found.row.path]
+            marks = all(found.row.path != MARK for found in self._selection.files)  # else it is the capture's own
+            if overwrite is None and not begun and marks:
+                write_mark(fd, self._wanted)
             result = self._perform(fd, work, replace=True)
-            return msgspec.structs.replace(result, seconds=self._seconds(), owner_skipped=self._skipped)
+            if marks:
+                remove_mark(fd)
+            for found in root:
+                self._dress_root(fd, found)
+            self._drop_same()
+            return msgspec.structs.replace(result, resumed=begun, seconds=self._seconds(), owner_skipped=self._skipped)
         finally:
             os.close(fd)
 
-    def _compare(self, fd: int, overwrite: Overwrite, delete: tuple[Patterns, LeftOut] | None) -> Work:
-        total = self._selection.count
+    def _drop_same(self) -> None:
+        """What a run that was to make the target left beside it is of no more use, now that the target is there."""
+        with suppress(MothballError), open_sibling(self._target, make=False) as sibling:
+            known = sibling.state() if sibling is not None else {}
+            if sibling is not None and (not known or self._is_same(known)):
+                sibling.remove()
 
-        told = 0.0
+    def _compare(self, fd: int, overwrite: Overwrite, delete: tuple[Patterns, LeftOut] | None) -> Work:
+        total, told = self._selection.count, 0.0
 
         def tick(number: int) -> None:
             nonlocal told
@@ -257,26 +310,10 @@ class _Restore:
 
     # -- both ----------------------------------------------------------------------------------------------------------
 
-    def _check_space(self, fd: int, work: Work) -> None:
-        """A table of contents may claim anything: nothing is written before it is known to fit."""
-        disk = os.fstatvfs(fd)
-        need = max(estimate(work.files) - work.freed, 0) + max((each.row.size for each in work.files), default=0) * bool(work.freed)
-        free = disk.f_bavail * disk.f_frsize
-        count = len(work.files) + len(work.links) + len(work.folders)
-        if need > free:
-            raise NoSpace(
-                f"{str(self._target.path)!r} needs {need} bytes and its file system has {free}; nothing was written",
-                need=need,
-                free=free,
-            )
-        if disk.f_files and count > disk.f_favail:
-            raise NoSpace(
-                f"{str(self._target.path)!r} needs {count} files, its file system has room for {disk.f_favail}; nothing was written"
-            )
-
     def _perform(self, fd: int, work: Work, *, replace: bool) -> RestoreResult:
+        temp = free_temp(found.row.path for found in self._selection.entries)
         with Frames(self._tree.layers, units(work.files)) as frames, Folders(fd, lift=True) as folders:
-            unpacker = Unpacker(frames, folders, replace=replace)
+            unpacker = Unpacker(frames, folders, replace=replace, temp=temp)
             try:
                 kept = self._write(unpacker, work)
             finally:
@@ -325,7 +362,7 @@ class _Restore:
                 unpacker.further(first, found)
         step = "finish"
         for found in ticking(work.metadata):
-            unpacker.metadata(found)
+            unpacker.metadata(found, work.inodes[found.row.path])
         kept = {path for path in ticking(work.delete) if not unpacker.remove(path)}
         for found in ticking(sorted(work.dress, key=lambda each: each.row.path.count(b"/"), reverse=True)):
             unpacker.dress_folder(found)
@@ -333,22 +370,14 @@ class _Restore:
         return kept
 
     def _planned(self, work: Work) -> RestoreResult:
-        further = [each for names in work.groups.values() for each in names]
-        made = [*work.folders, *work.files, *work.links, *further]
-        actions = [
-            *(Action("write", show(path) or ".") for path in sorted(found.row.path for found in made)),
-            *(Action("metadata", show(found.row.path)) for found in work.metadata),
-            *(Action("delete", show(path)) for path in (*work.remove, *work.delete)),
-            *(Action("keep", show(path)) for path in work.kept),
-        ]
         return self._result(
-            written=len(made),
+            written=len(work.made()),
             written_bytes=sum(found.row.size for found in work.files),
             unchanged=work.unchanged,
             metadata=len(work.metadata),
             kept=len(work.kept),
             deleted=len(work.remove) + len(work.delete),
-            actions=actions,
+            actions=work.actions(),
             dry_run=True,
         )
 

@@ -10,13 +10,15 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Final, Literal
 
-from mothball.errors import AlreadyExists
+from mothball.errors import AlreadyExists, NoSpace
 from mothball.store.folders import Folders, explained
 from mothball.store.left_out import LeftOut
 from mothball.store.merge import Found
 from mothball.store.read import show
 from mothball.store.restore_foreign import Foreign
-from mothball.store.selection import Patterns, Selection, by_path
+from mothball.store.restore_mark import MARK
+from mothball.store.restore_result import Action
+from mothball.store.selection import Patterns, Selection, by_path, estimate
 
 Overwrite = Literal["never", "changed", "always"]
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -37,6 +39,10 @@ class Work:
         self.groups: dict[bytes, list[Found]] = selection.groups
         self.metadata: list[Found] = []
         """Files and links whose content is right and whose owner, mode or time is not."""
+        self.inodes: dict[bytes, tuple[int, int]] = {}
+        """(device, inode) of what has the right content, by path."""
+        self.replaced: list[bytes] = []
+        """What is there with another content than captured."""
         self.remove: list[bytes] = []
         """In the way of something else: files where folders must be, and folders (after what they hold) where files must be."""
         self.delete: list[bytes] = []
@@ -55,6 +61,31 @@ class Work:
     def size(self) -> int:
         """Bytes of content to be written; asked for only when `files` is complete."""
         return sum(found.row.size for found in self.files)
+
+    def made(self) -> list[Found]:
+        """All that is to be written, folders too."""
+        return [*self.folders, *self.files, *self.links, *(each for names in self.groups.values() for each in names)]
+
+    def actions(self) -> list[Action]:
+        """All of it, as a dry run tells it."""
+        return [
+            *(Action("write", show(path) or ".") for path in sorted(found.row.path for found in self.made())),
+            *(Action("metadata", show(found.row.path)) for found in self.metadata),
+            *(Action("delete", show(path)) for path in (*self.remove, *self.delete)),
+            *(Action("keep", show(path)) for path in self.kept),
+        ]
+
+
+def check_space(fd: int, work: Work, target: str) -> None:
+    """A table of contents may claim anything: nothing is written before it is known to fit, else `NoSpace`."""
+    disk = os.fstatvfs(fd)
+    need = max(estimate(work.files) - work.freed, 0) + max((each.row.size for each in work.files), default=0) * bool(work.freed)
+    free = disk.f_bavail * disk.f_frsize
+    count = len(work.files) + len(work.links) + len(work.folders)
+    if need > free:
+        raise NoSpace(f"{target!r} needs {need} bytes and its file system has {free}; nothing was written", need=need, free=free)
+    if disk.f_files and count > disk.f_favail:
+        raise NoSpace(f"{target!r} needs {count} files, its file system has room for {disk.f_favail}; nothing was written")
 
 
 class Comparison:
@@ -85,7 +116,9 @@ class Comparison:
         self._paths = {found.row.path for found in selection.entries}
         self._number = 0
         self._hashes: dict[tuple[int, int], bytes] = {}
-        self._inodes: dict[bytes, tuple[int, int]] = {}
+        self._inodes = self.work.inodes
+        self._links: dict[bytes, int] = {}
+        self._grouped = {each.row.path for names in selection.groups.values() for each in names} | selection.groups.keys()
         self._root = os.geteuid() == 0
         self._own = (os.geteuid(), os.getegid())
         self._foreign = Foreign(folders, self._is_known, delete, lambda: tick(self._number))
@@ -131,6 +164,7 @@ class Comparison:
                 self._clear_way(path)
                 self._new(found)
             elif self._overwrite == "always" or not self._same(found, there):
+                work.replaced.append(path)
                 work.freed += there.st_blocks * 512 if there.st_nlink == 1 else 0
                 self._new(found)
         if self._in_way:
@@ -149,7 +183,7 @@ class Comparison:
         return work
 
     def _is_known(self, path: bytes) -> bool:
-        return path in self._paths or path in self._selection.known
+        return path in self._paths or path in self._selection.known or path == MARK
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -184,9 +218,10 @@ class Comparison:
         self._inodes[row.path] = (there.st_dev, there.st_ino)
         if self._dressed(found, there):
             return True
-        # Further names of the file elsewhere would change with it; and only its owner may change it.
-        if row.type == "f" and row.path not in self._selection.groups and there.st_nlink > 1:
+        # Further names of it elsewhere would change with it; and only its owner may change it. Names of one file: see `_is_whole`.
+        if there.st_nlink > 1 and row.path not in self._grouped:
             return False
+        self._links[row.path] = there.st_nlink
         if not self._root and there.st_uid != self._own[0]:
             return False
         self.work.metadata.append(found)
@@ -246,7 +281,7 @@ class Comparison:
             if not names:
                 continue
             members = [found, *names]
-            if self._overwrite != "never" and not self._one_file(members):
+            if self._overwrite != "never" and not (self._one_file(members) and self._is_whole(members)):
                 write.update(member.row.path for member in members)
             missing = [member for member in members if member.row.path in write]
             if missing:
@@ -263,6 +298,10 @@ class Comparison:
         """True when the names are names of one file on disk, all of them right."""
         inodes = {self._inodes.get(member.row.path) for member in members}
         return len(inodes) == 1 and None not in inodes
+
+    def _is_whole(self, members: list[Found]) -> bool:
+        """False when their file is to be changed and has more names than these, which would change with it."""
+        return all(self._links.get(member.row.path, 0) <= len(members) for member in members)
 
     def _clear_way(self, path: bytes) -> None:
         """A folder stands where a file must be: it may go when it is empty, or when its content was given up."""

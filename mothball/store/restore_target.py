@@ -145,7 +145,7 @@ class Sibling:
         self._fd = fd
 
     def state(self) -> dict[str, Any]:
-        """What it is for, empty when nobody has said."""
+        """What it is for; empty when nobody has said, or when its removal has begun."""
         try:
             fd = os.open(_STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
         except FileNotFoundError:
@@ -202,8 +202,14 @@ class Sibling:
                 raise AlreadyExists(text) from error
             raise explained(error, os.fsencode(target.path)) from error
 
+    def drop_tree(self) -> None:
+        """Remove the tree alone."""
+        remove_tree(TREE, self._fd)
+
     def remove(self) -> None:
-        """Remove it with all it holds."""
+        """Remove it with all it holds; what it is for goes first, so that a removal that was ended looks like nothing else."""
+        with suppress(FileNotFoundError):
+            os.unlink(_STATE, dir_fd=self._fd)
         remove_tree(self._target.sibling, self._target.parent)
 
 

@@ -18,15 +18,26 @@ from hashlib import sha256
 from itertools import chain
 from typing import Final
 
+from mothball.errors import OperationFailed
 from mothball.store.folders import Folders, denied, explained
 from mothball.store.frames import Frames, Unit
 from mothball.store.merge import Found
+from mothball.store.read import show
 from mothball.store.toc import TocRow
 
 TEMP_PREFIX: Final = b".mothball-restore-"
 """Beginning of the names under which files are written that replace others; left behind only by a process that was killed."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS: Final = 0o6000
+
+
+def free_temp(paths: Iterable[bytes]) -> bytes:
+    """A name to write under that is none of a capture's own: it may have been taken of a folder in which a restore was killed."""
+    taken = {path.rpartition(b"/")[2] for path in paths if TEMP_PREFIX in path}
+    name = TEMP_PREFIX
+    while name in taken:
+        name += b"-"
+    return name
 
 
 class Tally:
@@ -180,18 +191,22 @@ class Unpacker:
             raise explained(error, row.path) from error
         self.folders.lifted.pop(row.path, None)
 
-    def metadata(self, found: Found) -> None:
-        """Owner, mode and time of a file or link that is there with the right content."""
+    def metadata(self, found: Found, inode: tuple[int, int]) -> None:
+        """Owner, mode and time of what is there with the right content; `inode`: its (device, inode) when it was seen."""
         row = found.row
         above, _, name = row.path.rpartition(b"/")
         try:
             folder = self.folders.open(above)
-            if row.type == "l":
+            now = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if row.type == "l" and (now.st_dev, now.st_ino) == inode:
                 self._give(row, lambda: os.chown(name, row.uid, row.gid, dir_fd=folder, follow_symlinks=False))
                 os.utime(name, ns=(found.mtime_ns, found.mtime_ns), dir_fd=folder, follow_symlinks=False)
                 return
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
             try:
+                now = os.fstat(fd)
+                if (now.st_dev, now.st_ino) != inode:  # a name of a file elsewhere, perhaps
+                    raise OperationFailed(f"{show(row.path)!r} was replaced while it was restored; run it again")
                 self._dress(fd, row, found.mtime_ns)
             finally:
                 os.close(fd)
@@ -199,7 +214,7 @@ class Unpacker:
             raise explained(error, row.path) from error
 
     def remove(self, path: bytes) -> bool:
-        """Remove a file, link or empty folder; False when it is a folder that is not empty (any more)."""
+        """Remove a file, link or empty folder; False when it is a folder that is not empty (any more), or a mount point."""
         gone = True
 
         def make(folder: int, name: bytes) -> None:
@@ -212,7 +227,7 @@ class Unpacker:
             except FileNotFoundError:
                 pass
             except OSError as error:
-                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}:  # the last: mounted there
                     raise
                 gone = False
 

@@ -289,13 +289,13 @@ def test_a_run_that_was_ended_is_continued_and_what_is_wrong_is_written_anew(sto
 def test_what_waits_of_another_capture_is_neither_mixed_nor_thrown_away(store: Store, tmp_path: Path) -> None:
     one, two = capture(store, layer(MANY, frame_bytes=4096)), capture(store, layer({b"f": File(b"two")}))
     with pytest.raises(KeyboardInterrupt):
-        bring_back(store, one, tmp_path / "back", progress=stop_after(5))
+        bring_back(store, one, tmp_path / "back", progress=stop_after(5), by="job-1")
     with pytest.raises(Busy, match="unfinished restore of capture sha256") as caught:
         bring_back(store, two, tmp_path / "back")
     assert str(tmp_path / ".back.mothball-restore") in caught.value.message
     with pytest.raises(Busy, match="other include patterns"):
         bring_back(store, one, tmp_path / "back", include=["d1"])
-    assert not discard(tmp_path / "back", store=store.root, digest=two)
+    assert not discard(tmp_path / "back", store=store.root, by="job-2")
     assert bring_back(store, one, tmp_path / "back").resumed
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, MothballError, NoSpace, PathNotAllowed
+from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, MothballError, NoSpace, OperationFailed, PathNotAllowed
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.manifest import MEDIA_CONFIG, Descriptor, build_config, build_manifest, load_manifest
@@ -131,6 +131,49 @@ def test_a_file_that_others_share_is_replaced_and_not_changed_under_them(store: 
     assert (outside / "f").stat().st_mode & 0o777 == 0o640
     assert (outside / "f").read_text() == OUTSIDE
     assert (target / "f").stat().st_ino != (outside / "f").stat().st_ino
+
+
+@pytest.mark.parametrize("include", [[], ["b"], ["a", "c"]])
+def test_names_of_one_file_are_parted_from_a_name_outside_before_they_change(
+    store: Store, target: Path, outside: Path, include: list[str]
+) -> None:
+    digest = capture(store, layer({b"a": File(OUTSIDE.encode(), mode=0o600), b"b": Hard(b"a"), b"c": Hard(b"a")}))
+    for name in "abc":
+        (target / name).hardlink_to(outside / "f")
+    before = facts(outside)[b"f"][:-1]
+    planned = bring_back(store, digest, target, overwrite="changed", include=include, dry_run=True)
+    result = bring_back(store, digest, target, overwrite="changed", include=include)
+    chosen = include or ["a", "b", "c"]
+    assert (result.written, result.metadata) == (planned.written, planned.metadata) == (len(chosen), 0)
+    assert facts(outside)[b"f"][:-1] == before
+    assert len({(target / name).stat().st_ino for name in chosen}) == 1
+    assert (target / chosen[0]).stat().st_mode & 0o777 == 0o600
+    assert (target / chosen[0]).stat().st_nlink == len(chosen)
+
+
+def test_a_link_with_a_name_outside_is_made_anew(store: Store, target: Path, outside: Path) -> None:
+    digest = capture(store, layer({b"l": Link(b"where")}))
+    (outside / "l").symlink_to("where")
+    os.utime(outside / "l", ns=(1, 1), follow_symlinks=False)
+    os.link(outside / "l", target / "l", follow_symlinks=False)
+    bring_back(store, digest, target, overwrite="changed")
+    assert (outside / "l").lstat().st_mtime_ns == 1
+    assert (target / "l").lstat().st_mtime_ns != 1
+
+
+def test_a_file_swapped_for_a_name_of_another_is_not_changed(store: Store, target: Path, outside: Path) -> None:
+    digest = capture(store, layer({b"f": File(OUTSIDE.encode(), mode=0o600)}))
+    write(target, f=OUTSIDE)
+    before = facts(outside)[b"f"][:-1]
+
+    def swap(step: str, _counts: dict[str, Any]) -> None:
+        if step == "finish" and (target / "f").stat().st_nlink == 1:
+            (target / "f").unlink()
+            (target / "f").hardlink_to(outside / "f")
+
+    with pytest.raises(OperationFailed, match="run it again"):
+        bring_back(store, digest, target, overwrite="changed", progress=swap)
+    assert facts(outside)[b"f"][:-1] == before
 
 
 def test_names_of_one_file_become_one_file_again(store: Store, target: Path) -> None:
