@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +132,27 @@ def test_a_capture_is_restored_from_a_registry_on_any_host(fleet: FleetRun, tmp_
     done = run("restore", "--from", reference, "--to", str(tmp_path / "by-command"))
     assert done.code == 0, done.err
     assert contents(tmp_path / "by-command") == contents(tmp_path / "back")
+
+
+def test_a_restore_from_a_registry_that_fails_for_good_leaves_nothing_of_its_earlier_runs(
+    fleet: FleetRun, tmp_path: Path, image_registry: ImageRegistry
+) -> None:
+    """The first run was killed while it wrote; the second finds that the capture is no longer there to be fetched."""
+    elsewhere = fleet.with_settings(data_dir=tmp_path / "elsewhere", host="elsewhere")
+    reference = f"{image_registry.address}/team/tree:v1"
+    push(Store(elsewhere.store_dir), stored(elsewhere, MANY), reference, elsewhere)
+    worker, target = fleet.worker(), tmp_path / "back"
+    job = fleet.submit("store.restore", host=fleet.settings.host, source=reference, to=str(target))
+    eventually(lambda: half_done(target), seconds=30, every=0.002, what="files are made")
+    worker.kill()
+    assert leftovers(tmp_path) != []
+    shutil.rmtree(image_registry.folder / "data/docker/registry/v2/repositories/team")
+    fleet.worker("w2")
+    fleet.beat()
+    ended = fleet.finished(job, seconds=60)
+    assert (ended.state, ended.error_code) == ("failed", "not_found"), ended
+    assert not target.exists()
+    assert leftovers(tmp_path) == []
 
 
 def test_the_command_restores_without_any_server(tmp_path: Path, make_settings: Callable[..., Settings]) -> None:
