@@ -160,6 +160,7 @@ class _Collection:
         self._cutoff = self._now - grace_s
         self._grace_s, self._trash_s, self._tombstone_s = grace_s, trash_s, tombstone_s
         self._freed: dict[int, int] = defaultdict(int)
+        self._expired: set[Path] = set()
 
     def run(self, *, act: bool) -> CollectReport:
         report = self._report = CollectReport(dry_run=not act)
@@ -178,7 +179,7 @@ class _Collection:
         self._trash()
         if reachable_here < survey.marks.count:
             report.missing = survey.missing()
-        report.workspaces, report.repos = survey.usage()
+        report.workspaces, report.repos = survey.usage(self._expired)
         report.freed = [Freed(hour * 3_600_000, size) for hour, size in sorted(self._freed.items())]
         report.seconds = round(time.monotonic() - self._started, 6)
         return report
@@ -282,6 +283,7 @@ class _Collection:
                     os.utime(path)
                 if self._empty or age >= self._trash_s:
                     self._report.refs_expired += 1
+                    self._expired.add(path)
                     if self._act:
                         path.unlink()
         if self._act:

@@ -7,6 +7,7 @@ as long as there is one nothing is deleted at all, for what it would have led to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
@@ -112,11 +113,11 @@ class Survey:
                         found[blob.digest] = f"{layout.name}:{ref.name}"
         return sorted(found.items())
 
-    def forgotten(self) -> Marks:
-        """The accounts of what can be undeleted: blobs that only buried refs still name."""
+    def forgotten(self, expired: set[Path]) -> Marks:
+        """The accounts of what can be undeleted: blobs that only buried refs still name, without the files `expired`."""
         out = Marks()
         last: str | None = None
-        for entry in sorted(self._view.buried(), key=lambda each: (each.ref.get("repo"), each.workspace)):
+        for entry in sorted(self._view.buried(expired), key=lambda each: (each.ref.get("repo"), each.workspace)):
             if entry.workspace != last:
                 out.owner(entry.workspace, entry.ref.get("repo"))
                 last = entry.workspace
@@ -129,9 +130,9 @@ class Survey:
                     out.add(blob.digest, blob.size)
         return out
 
-    def usage(self) -> tuple[list[Usage], list[Usage]]:
-        """(per workspace, per repo), the largest first."""
-        forgotten = self.forgotten()
+    def usage(self, expired: set[Path]) -> tuple[list[Usage], list[Usage]]:
+        """(per workspace, per repo), the largest first; `expired` are files of buried refs that go, or went."""
+        forgotten = self.forgotten(expired)
         for mine, theirs in ((self.marks.workspaces, forgotten.workspaces), (self.marks.repos, forgotten.repos)):
             by_name = {usage.name: usage for usage in mine}
             for usage in theirs:

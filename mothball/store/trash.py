@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -91,9 +91,10 @@ class Trash:
             for made in (self.refs, self.root, self.store.root):
                 sync_folder(made)
 
-    def buried(self, workspace: str | None = None) -> list[Buried]:
+    def buried(self, workspace: str | None = None, *, without: Container[Path] = ()) -> list[Buried]:
         """What can be undeleted, of one workspace or of all, oldest first. Files that cannot be read are left out."""
-        found = [entry for path in self.ref_files(workspace) if (entry := _load(path)) is not None]
+        files = (path for path in self.ref_files(workspace) if path not in without)
+        found = [entry for path in files if (entry := _load(path)) is not None]
         return sorted(found, key=lambda entry: (entry.at, entry.workspace, entry.ref.name))
 
     def ref_files(self, workspace: str | None = None) -> Iterator[Path]:

@@ -112,9 +112,9 @@ class StoreView:
         """What one of them moved there."""
         return _scan(folder)
 
-    def buried(self) -> list[Buried]:
-        """The refs that can be undeleted."""
-        return self._trash.buried()
+    def buried(self, without: set[Path]) -> list[Buried]:
+        """The refs that can be undeleted, but for those in the files `without`."""
+        return self._trash.buried(without=without)
 
     def ref_files(self) -> Iterator[Path]:
         """Their files."""

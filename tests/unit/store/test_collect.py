@@ -604,14 +604,15 @@ def test_a_dry_run_opens_nothing_for_writing(store: Store) -> None:
     }
 
 
-def test_a_dry_run_tells_what_the_collection_then_does(store: Store) -> None:
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_dry_run_tells_what_the_collection_then_does(store: Store, empty: bool) -> None:
     capture(store, layer({b"a": File(b"1")}), workspace="w")
     capture(store, layer({b"a": File(b"2")}), workspace="w", ref="snap-1")
     forget(store, "w", "snap-1")
     age(store, GRACE + 1)
     garbage(store, b"young")
     now = time.time()
-    told, done = (run(store, dry_run=dry, clock=lambda: now) for dry in (True, False))
+    told, done = (run(store, dry_run=dry, clock=lambda: now, empty_trash=empty) for dry in (True, False))
     same = ("moved_blobs", "moved_bytes", "waiting_bytes", "trash_bytes", "deleted_blobs", "reachable_bytes", "freed", "workspaces")
     assert {name: getattr(told, name) for name in same} == {name: getattr(done, name) for name in same}
 
