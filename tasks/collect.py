@@ -23,6 +23,8 @@ from tasks.sweep import sweep_task
 log = structlog.stdlib.get_logger("mothball.collect")
 
 COLLECT_TASK, COLLECT_LANE = "store.collect", "collect"
+UNDELETED_LISTED = 200
+"""Captures of an undelete that its outcome lists; an outcome has a limit, and thousands may come back at once."""
 LISTED = 100
 """Items of each list of the report that the outcome holds; the command line on the host itself prints them all."""
 
@@ -96,10 +98,14 @@ def undelete_refs(ctx: JobContext, args: UndeleteArgs) -> Outcome:
     count = len(snapshots(store.refs(args.workspace)))
     registered = patiently(lambda: ctx.registry.workspaces.note_snapshots(args.workspace, ctx.host, count))
     refs = [{"was": each.was, "name": each.name, "digest": each.digest, "problem": each.problem} for each in back]
+    refs.sort(key=lambda each: not each["problem"])  # what could not come back is what must be said
     names = [each.name for each in back if each.name]
     patiently(lambda: ctx.registry.events.add("workspace.undeleted", workspace=args.workspace, refs=names, host=ctx.host))
     log.info("undeleted", of=args.workspace, refs=names, registered=registered)
-    return Outcome(result={"workspace": args.workspace, "refs": refs, "registered": registered})
+    more = max(0, len(refs) - UNDELETED_LISTED)
+    return Outcome(
+        result={"workspace": args.workspace, "refs": refs[:UNDELETED_LISTED], "refs_more": more, "registered": registered}
+    )
 
 
 def _store(settings: Settings) -> Store:

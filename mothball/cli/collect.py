@@ -213,7 +213,9 @@ def undelete(
     else:
         _print_undeleted(workspace, result)
     if lost := sum(1 for each in result["refs"] if each["problem"]):
-        raise errors.OperationFailed(reason=f"{lost} of {len(result['refs'])} captures cannot come back; the others are back")
+        raise errors.OperationFailed(
+            reason=f"{lost} of {len(result['refs']) + result['refs_more']} captures cannot come back; the others are back"
+        )
 
 
 def _print_undeleted(workspace: str, result: dict[str, Any]) -> None:
@@ -223,6 +225,8 @@ def _print_undeleted(workspace: str, result: dict[str, Any]) -> None:
             continue
         renamed = "" if each["name"] == each["was"] else f" (it was {each['was']}, which names another capture now)"
         line(escape(f"{each['name']}  {each['digest']}{renamed}"))
+    if result["refs_more"]:
+        line(f"and {result['refs_more']:,} more")
     if not result["registered"]:
         note(f"note: workspace {workspace!r} is not registered here; `mothball doctor --rebuild-registry` makes its record again")
 
@@ -246,7 +250,7 @@ def _undelete_here(workspace: str, ref: str | None) -> dict[str, Any]:
     except errors.Unavailable as error:
         note(f"note: {error.message}; the store has it back, the registry does not know")
     refs = [{"was": each.was, "name": each.name, "digest": each.digest, "problem": each.problem} for each in back]
-    return {"workspace": workspace, "refs": refs, "registered": registered}
+    return {"workspace": workspace, "refs": refs, "refs_more": 0, "registered": registered}
 
 
 def _list_trash(*, json: bool) -> None:

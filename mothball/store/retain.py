@@ -19,8 +19,10 @@ from mothball.store.reserve import Reserve
 from mothball.store.snapshots import Snapshot, snapshots, snapshots_of
 from mothball.store.trash import Trash
 
-LISTED = 500
-"""Snapshots and problems that a report lists one by one; its counts are complete."""
+LISTED = 200
+"""Snapshots and problems that a report lists one by one; its counts are complete. With the longest ids and a reason for every
+rule it stays below what the outcome of a job may have, or a run that took snapshots would end as failed."""
+_MAX_ERROR = 300
 AT_ONCE = 64
 """Snapshots that one change of an index takes: each is written to disk, while captures and collectors wait for the locks."""
 
@@ -59,7 +61,7 @@ class RetainReport(msgspec.Struct):
     """(workspace, error); the others were done all the same."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in JSON types, its lists cut after 500 items; ``listed`` says whether they are whole."""
+        """The report in JSON types, its lists cut after 200 items; ``complete`` says whether they are whole."""
         lists = (self.taken, self.skipped, self.failed)
         return {
             "dry_run": self.dry_run,
@@ -68,7 +70,7 @@ class RetainReport(msgspec.Struct):
             "removed": self.removed,
             "taken": [msgspec.structs.asdict(item) for item in self.taken[:LISTED]],
             "skipped": [{"workspace": workspace, "reason": reason} for workspace, reason in self.skipped[:LISTED]],
-            "failed": [{"workspace": workspace, "error": error} for workspace, error in self.failed[:LISTED]],
+            "failed": [{"workspace": workspace, "error": error[:_MAX_ERROR]} for workspace, error in self.failed[:LISTED]],
             "complete": all(len(items) <= LISTED for items in lists),
         }
 

@@ -16,6 +16,7 @@ from mothball.cli.app import run
 from mothball.errors import Corrupt, InvalidParams, NotFound
 from mothball.registry.standing import StoreFacts
 from mothball.settings import Settings
+from mothball.store import Ref
 from mothball.store.blobs import file_lock
 from mothball.store.refs import RELEASED
 from mothball.store.trash import Trash
@@ -210,7 +211,7 @@ def test_a_released_workspace_leaves_the_store_when_its_tombstone_does_and_can_b
     assert collect(here)["moved_blobs"] == 3
     back = here.run("store.undelete", host=here.settings.host, workspace=ID)
     ref = {"was": "latest", "name": "latest", "digest": digest, "problem": ""}
-    assert back == {"workspace": ID, "refs": [ref], "registered": False}
+    assert back == {"workspace": ID, "refs": [ref], "refs_more": 0, "registered": False}
     assert collect(here)["orphans"] == [ID]
     event = here.registry.events.list(kind="workspace.undeleted")[0]
     assert (event.fields["workspace"], event.fields["refs"]) == (ID, '["latest"]')
@@ -240,6 +241,16 @@ def test_undelete_tells_the_registry_how_many_snapshots_there_are(here: Here) ->
     with pytest.raises(NotFound, match="snap-9"):
         here.run("store.undelete", host=here.settings.host, workspace=ID, ref="snap-9")
     assert not (here.store.refs(ID).folder / RELEASED).exists()
+
+
+def test_an_undelete_of_thousands_has_an_outcome_that_can_be_recorded(here: Here) -> None:
+    forgotten(here)
+    trash, ref = Trash(here.store), here.store.refs(ID).get()
+    for number in range(2, 2600):
+        trash.bury_ref(ID, Ref(f"snap-{number}", ref.digest, ref.size), "test", number)
+    back = here.run("store.undelete", host=here.settings.host, workspace=ID)
+    assert len(back["refs"]) + back["refs_more"] == 2599
+    assert here.record.snapshots == 2599
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from mothball.errors import Busy, Corrupt, InvalidParams, LeaseLost, NotFound, TransientFailure
+from mothball.registry import encode
 from mothball.retention import Policy
 from mothball.store import Ref, RefIndex, Store
 from mothball.store import retain as retain_module
 from mothball.store.blobs import file_lock
 from mothball.store.manifest import PREFIX
-from mothball.store.retain import AT_ONCE, retain, retain_workspace
+from mothball.store.retain import AT_ONCE, RetainReport, Taken, retain, retain_workspace
 from mothball.store.snapshots import add_snapshot, forget, mark, mark_all, snapshots
 from mothball.store.trash import Trash, undelete
 from mothball.store.tree import Tree
@@ -280,6 +281,17 @@ def test_retention_of_very_many_lets_captures_and_collectors_in_between(store: S
     assert len({taken.name for taken in retained.taken}) == 299
     assert (retained.count, names(refs)) == (1, ["snap-300"])
     assert len(Trash(store).buried("w")) == 299
+
+
+def test_a_report_of_very_many_fits_into_the_outcome_of_a_job() -> None:
+    ids = [f"{'o' * 60}/{'r' * 60}#{number:06d}" for number in range(2000)]
+    reasons = ["not among the last 10", "not younger than 365d", *(f"snap-123456789 stands for its {word}" for word in "abcd")]
+    report = RetainReport(False, taken=[Taken(each, "snap-123456789", NOW, reasons) for each in ids], removed=2000)
+    report.skipped = [(each, "its own policy was lost with the registry; `mothball retention` sets one") for each in ids]
+    report.failed = [(each, "no_space: " + "/long" * 1000) for each in ids]
+    shown = report.to_dict()
+    assert len(encode.dumps(shown, "outcome", encode.MAX_OUTCOME_BYTES)) > 10_000
+    assert (shown["complete"], shown["removed"]) == (False, 2000)
 
 
 def test_the_decision_is_made_again_under_the_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
