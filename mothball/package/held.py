@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from io import FileIO
@@ -36,9 +37,11 @@ def held(store: Store, digest: str) -> Iterator[Held]:
         data = store.blobs.read(digest)
         store.blobs.reuse(digest, len(data))
         for blob in blobs:
-            size = blob.size if store.blobs.reuse(blob.digest, blob.size) else store.blobs.size(blob.digest)
+            # Opened first, which refuses what is no file: the age of whatever a link leads to is nobody's business here.
+            file = files[blob.digest] = stack.enter_context(store.blobs.open(blob.digest))
+            size = os.fstat(file.fileno()).st_size
             if size != blob.size:
                 reason = f"it has {size} bytes, its manifest says {blob.size}"
                 raise Corrupt(what=f"blob {blob.digest}", reason=reason, digest=blob.digest)
-            files[blob.digest] = stack.enter_context(store.blobs.open(blob.digest))
+            store.blobs.reuse(blob.digest, blob.size)
         yield Held(digest, manifest, data, blobs, files)

@@ -235,7 +235,7 @@ class BlobStore:
         except FileNotFoundError:
             raise Corrupt(what=f"blob {digest}", reason="it is missing from the store") from None
         except OSError as error:
-            if error.errno == errno.ELOOP:
+            if error.errno in {errno.ELOOP, errno.ENXIO}:
                 raise Corrupt(what=f"blob {digest}", reason="it is no regular file") from None
             raise
         if not stat.S_ISREG(os.fstat(fd).st_mode):

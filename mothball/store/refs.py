@@ -47,7 +47,11 @@ class Ref(msgspec.Struct, frozen=True):
 
     @property
     def generation(self) -> int:
-        return int(self.get("generation", "0"))
+        """Which capture of the workspace this is, 0 when it does not say; `Corrupt` when what it says is no number."""
+        text = self.get("generation", "0")
+        if not (text.isascii() and text.isdecimal() and len(text) <= 18):  # noqa: PLR2004 -- what 64 bits hold
+            raise Corrupt(what=f"ref {self.name!r} of {self.digest}", reason=f"its generation is {text[:40]!r}, which is no number")
+        return int(text)
 
 
 class _Index(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ while the check runs is no damage.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -26,8 +25,9 @@ import msgspec
 
 from mothball.errors import Corrupt, InvalidParams, MothballError, NotFound
 from mothball.store import Ref, RefIndex, Store
-from mothball.store.blobs import check_digest
+from mothball.store.blobs import check_digest, read_regular
 from mothball.store.content import compare_content
+from mothball.store.foreign import read_json
 from mothball.store.hashing import rehash
 from mothball.store.manifest import PREFIX, Manifest, diff_ids, load_manifest
 from mothball.store.tree import Tree, open_layer
@@ -98,7 +98,7 @@ class _Check:
         self._seed = seed
         self._report = progress
         self._users: dict[str, list[str]] = defaultdict(list)
-        self._origins: dict[str, tuple[Path, Ref]] = {}
+        self._origins: dict[str, list[tuple[Path, Ref]]] = defaultdict(list)
         self._problems: dict[tuple[str, str], list[str]] = {}
         self._sizes: dict[str, int] = {}
         self._layers: set[str] = set()
@@ -146,15 +146,32 @@ class _Check:
                 raise NotFound(f"workspace {workspace_id!r} has no captures on this host", what="workspace", id=workspace_id)
             folders = [index.folder]
         else:
-            folders = self._store.workspaces()
+            folders = self._folders()
         for folder in folders:
             with self._guard("", [folder.name]):
                 self._layout(folder)
+                names: set[str] = set()
                 for ref in self._index(folder).list():
                     self._refs += 1
+                    if ref.name in names:
+                        self._problem("", [folder.name], f"its index has more than one capture with the name {ref.name[:100]!r}")
+                    names.add(ref.name)
                     label = f"{ref.annotations.get(_WORKSPACE) or folder.name}:{ref.name}"
-                    self._origins[label] = folder, ref
+                    self._origins[label].append((folder, ref))
                     yield label, ref
+
+    def _folders(self) -> list[Path]:
+        """The layouts. A store that has blobs and no layouts at all has lost them: nothing to check is not the same as whole."""
+        place = self._store.root / "workspaces"
+        try:
+            if not place.is_dir() and (os.path.lexists(place) or any(self._store.blobs.folder.iterdir())):
+                self._problem("", [], f"{place} is not a folder, so nothing says which captures there are")
+            return self._store.workspaces()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._problem("", [], f"{place} cannot be read: {error.strerror}")
+            return []
 
     def _index(self, folder: Path) -> RefIndex:
         index = RefIndex(self._store.root, folder.name)
@@ -164,8 +181,8 @@ class _Check:
     def _layout(self, folder: Path) -> None:
         """The fixed parts by which other tools recognise an image layout."""
         try:
-            version = json.loads((folder / "oci-layout").read_bytes())["imageLayoutVersion"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            version = read_json(read_regular(folder / "oci-layout"), dict, "oci-layout").get("imageLayoutVersion")
+        except (OSError, Corrupt):
             version = None
         if version != "1.0.0":
             self._problem("", [folder.name], "its oci-layout file is missing or damaged")
@@ -268,13 +285,18 @@ class _Check:
             names = sorted(os.listdir(self._store.blobs.folder))  # noqa: PTH208 -- names are all that is needed
         except FileNotFoundError:
             return []
+        except OSError as error:
+            self._problem("", [], f"{self._store.blobs.folder} cannot be read: {error.strerror}")
+            return []
         found = []
         for name in names:
             digest = f"sha256:{name}"
             if not _HEX.match(name):
                 self._problem("", [], f"the blobs folder holds {name[:100]!r}, which is no blob")
-            elif digest not in self._sizes and self._there(digest, None):
-                found.append(digest)
+            elif digest not in self._sizes:
+                with self._guard(digest):
+                    if self._there(digest, None):
+                        found.append(digest)
         return found
 
     def _rehash(self, digests: list[str]) -> None:
@@ -346,7 +368,7 @@ class _Check:
                     gone[label] = self._gone(label)
             left = [label for label in refs if not gone[label]]
             # A blob that is still there and wrong is damage, whoever names it by now.
-            if left or (digest and self._store.blobs.path(digest).exists()) or not (digest or refs):
+            if left or (digest and os.path.lexists(self._store.blobs.path(digest))) or not (digest or refs):
                 out.append(Problem(digest, left or refs, reason))
         return out
 
@@ -354,12 +376,13 @@ class _Check:
         """True when the index no longer says what it said when the check began."""
         if label not in self._origins:
             return not (self._store.root / "workspaces" / label).is_dir()
-        folder, ref = self._origins[label]
-        try:
-            now = self._index(folder).find(ref.name)
-        except (MothballError, OSError):
-            return False
-        return now is None or now.digest != ref.digest
+        for folder, ref in self._origins[label]:
+            try:
+                if any((now.name, now.digest) == (ref.name, ref.digest) for now in self._index(folder).list()):
+                    return False
+            except (MothballError, OSError):
+                return False
+        return True
 
 
 def _is_digest(digest: str) -> bool:
