@@ -152,7 +152,7 @@ def _print(result: dict[str, Any]) -> None:
     for name, text in (
         ("released", "released, its captures leave when its tombstone does"),
         ("removed", "left the store; its captures are in the trash"),
-        ("orphans", "no registry knows it; kept. `mothball collect --forget-orphan` gives it up"),
+        ("orphans", "not registered on this host; kept. `mothball collect --forget-orphan` gives it up"),
         ("skipped", "left for the next collection"),
     ):
         for item in result[name][:SHOWN]:

@@ -18,15 +18,18 @@ class StoreFacts:
         self._workspaces = workspaces
         self._host = host
 
-    def standing(self, workspace: str) -> Literal["known", "gone", "unknown"]:
-        """``known`` for a workspace with a record (on any host), ``gone`` for one with a tombstone. Raises `Unavailable`."""
+    def standing(self, workspace: str) -> Literal["known", "elsewhere", "gone", "unknown"]:
+        """``known`` for a workspace with a record, ``elsewhere`` if that is on another host, ``gone`` for one with a tombstone.
+
+        Raises `Unavailable`.
+        """
         try:
-            self._workspaces.get(workspace)
+            record = self._workspaces.get(workspace)
         except Gone:
             return "gone"
         except (NotFound, InvalidParams):
             return "unknown"
-        return "known"
+        return "known" if record.host == self._host else "elsewhere"
 
     def registered(self) -> Iterator[tuple[str, str | None]]:
         """(id, digest of the latest capture or None) of every workspace of this host."""

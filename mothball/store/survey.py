@@ -22,8 +22,8 @@ from mothball.store.snapshots import whole
 from mothball.store.view import Layout, StoreView
 
 _BYTES = PREFIX + "bytes"
-Standing = Literal["known", "gone", "unknown"]
-"""What the registry says of a workspace: it has a record, it has a tombstone, or it has neither."""
+Standing = Literal["known", "elsewhere", "gone", "unknown"]
+"""What the registry says of a workspace: it has a record, or one on another host, or a tombstone, or none of these."""
 Progress = Callable[..., None]
 """Called as ``progress(step, **counts)``, often; what it raises ends the collection, which may be begun again at any time."""
 

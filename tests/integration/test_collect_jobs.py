@@ -253,6 +253,24 @@ def test_an_undelete_of_thousands_has_an_outcome_that_can_be_recorded(here: Here
     assert here.record.snapshots == 2599
 
 
+def test_captures_that_a_workspace_left_behind_on_this_host_are_reported_and_can_be_given_up(here: Here) -> None:
+    """Released and registered on another host before a collection saw it: they would stay here for ever, and nobody would know."""
+    here.run("workspace.capture")
+    here.registry.workspaces.release(ID)
+    here.registry.hosts.heartbeat("another", {})
+    here.registry.workspaces.register(ID, host="another", path=str(here.folder))
+    report = collect(here)
+    assert (report["orphans"], report["released"], report["removed"]) == ([ID], [], [])
+    assert collect(here, forget_orphans=[ID])["released"] == [ID]
+    assert here.store.refs(ID).exists
+    mark = here.store.refs(ID).folder / RELEASED
+    noted = json.loads(mark.read_bytes())
+    age(here, 3 * 86_400)
+    mark.write_text(json.dumps({**noted, "at": 1}))
+    assert collect(here)["removed"] == [ID]
+    assert here.registry.workspaces.get(ID).host == "another"
+
+
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
