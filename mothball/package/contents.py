@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mothball.errors import Corrupt
 from mothball.store import Store
@@ -17,6 +17,8 @@ from mothball.store.manifest import Manifest, diff_ids, load_manifest
 from mothball.store.tree import Tree, open_layer
 
 T = TypeVar("T")
+_ENTRIES: Final = 1024
+"""Entries between two reports."""
 
 
 def check_contents(store: Store, digest: str, report: Callable[[int], None], again: Callable[[str], bool]) -> None:
@@ -32,8 +34,9 @@ def check_contents(store: Store, digest: str, report: Callable[[int], None], aga
         look = partial(_layer, store, manifest, number, expected, lambda seen, done=done: report(done + seen))  # type: ignore[misc]
         done += _checked(descriptor.digest, look, again)
     with Tree.open(store, digest) as tree:
-        for _ in tree.walk():
-            pass
+        for number, _ in enumerate(tree.walk()):
+            if number % _ENTRIES == 0:
+                report(done)
 
 
 def _checked(digest: str, look: Callable[[], T], again: Callable[[str], bool]) -> T:

@@ -17,10 +17,11 @@ _ROOT = b"workspace"
 def compare_content(layer: Layer, report: Callable[[int], None]) -> tuple[str, int]:
     """Hold the tar of a layer against its table of contents; returns the tar's diff id and its bytes.
 
-    `report` is called with the bytes read so far, once per member; what it raises goes through. `Corrupt` names the blob.
+    `report` is called with the bytes read so far, once per member and per frame; what it raises goes through. `Corrupt` names the
+    blob.
     """
     toc = layer.toc
-    stream = TarStream(layer)
+    stream = TarStream(layer, report)
     rows = (row for row in toc.rows() if row.type != "m")
     whiteouts: set[bytes] = set()
     replaced: set[bytes] = set()

@@ -7,7 +7,7 @@ else: other types, other PAX keys, wrong checksums, numbers that are none. It is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from mothball.errors import Corrupt
@@ -40,8 +40,10 @@ class Member(NamedTuple):
 class TarStream:
     """Iterates over the members of one layer, one frame in memory; afterwards `diff_id` is that of the whole tar."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, report: Callable[[int], None] = lambda _: None) -> None:
+        """`report` is called with the bytes read so far, once per frame: one member may be all of a layer."""
         self._layer = layer
+        self._report = report
         self._frames = self._read_frames()
         self._diff = hashlib.sha256()
         self._frame = memoryview(b"")
@@ -151,6 +153,7 @@ class TarStream:
             raise self.fault("it ends too early")
         self._diff.update(data)
         self.bytes += len(data)
+        self._report(self.bytes)
         self._frame, self._used = memoryview(data), 0
 
     def _pieces(self, count: int) -> Iterator[memoryview]:

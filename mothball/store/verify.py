@@ -37,6 +37,7 @@ Progress = Callable[..., None]
 """Called with ``blobs=`` (looked at so far) and ``bytes=`` (read so far), often; what it raises ends the check."""
 
 MAX_PROBLEMS: Final = 10_000
+_ENTRIES: Final = 1024
 DEFAULT_SAMPLE: Final = 5.0
 _WORKSPACE = PREFIX + "workspace"
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
@@ -236,6 +237,7 @@ class _Check:
                     try:
                         for block in range(len(layer.toc.blocks) if fresh else 0):
                             layer.toc.block(block)
+                            self._tell()
                     finally:
                         layer.file.close()
         return known
@@ -328,8 +330,9 @@ class _Check:
                         raise Corrupt(what=f"layer {descriptor.digest}", reason=reason)
             if self._bad.isdisjoint([digest, *(layer.digest for layer in manifest.layers)]):
                 with self._guard(digest), Tree.open(self._store, digest) as tree:
-                    for _ in tree.below():
-                        pass
+                    for number, _ in enumerate(tree.below()):
+                        if number % _ENTRIES == 0:
+                            self._tell()
 
     def _tell(self, more: int = 0) -> None:
         """Report with `more` bytes of what is being read."""

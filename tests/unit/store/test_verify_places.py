@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mothball.errors import Corrupt
+from mothball.errors import Cancelled, Corrupt
+from mothball.package.contents import check_contents
 from mothball.package.held import held
 from mothball.store import Store
 from mothball.store.manifest import PREFIX, load_manifest
@@ -149,3 +150,27 @@ def test_what_may_not_be_read_is_said_for_each_part(tmp_path: Path) -> None:
             reasons,
         )
         assert not any("raised" in reason for reason in reasons), (path, reasons)
+
+
+def test_one_large_file_or_very_many_rows_are_reported_while_they_are_read(store: Store) -> None:
+    """A few kilobytes may hold gigabytes of zeros: whoever waits must hear of it, and be heard."""
+    blob = layer(
+        {b"": Dir(), b"zeros": File(bytes(3_000_000)), **{b"e%05d" % n: File() for n in range(5000)}}, frame_bytes=64 * 1024
+    )
+    digest = capture(store, blob, workspace="w")
+    seen: list[int] = []
+    verify(store, None, "content", progress=lambda **counts: seen.append(counts["bytes"]))
+    within = {count for count in seen if 500_000 < count < 2_500_000}
+    assert len(within) > 20
+    reported: list[int] = []
+    check_contents(store, digest, reported.append, lambda _: False)
+    assert len({count for count in reported if 500_000 < count < 2_500_000}) > 20
+    calls = [0]
+
+    def stop(**_: object) -> None:
+        calls[0] += 1
+        if calls[0] > 3:
+            raise Cancelled(job="1")
+
+    with pytest.raises(Cancelled):
+        verify(store, None, "structure", progress=stop)
