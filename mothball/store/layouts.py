@@ -39,7 +39,7 @@ def fate(layout: Layout, standing: Standing, now_ms: int, tombstone_ms: int) -> 
         return "unmark" if layout.released else "keep"
     if standing == "gone":
         return "keep" if layout.released and layout.released.at <= now_ms + _FUTURE_MS else "mark"
-    # A workspace that is registered on another host now is captured there; to this store it is as unknown as one that has no record.
+    # A workspace that is registered on another host is captured there; to this store it is as unknown as one without a record.
     if layout.released is None:
         return "orphan"
     if layout.released.at > now_ms + _FUTURE_MS:
