@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import os
 import re
+import select
+import signal
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mothball.errors import ConfigError
+from mothball.errors import ConfigError, Corrupt
 from mothball.package.reference import DOCKER_HUB
+from mothball.store.foreign import read_json
 
 HELPER_SECONDS: Final = 30
 """How long a credential helper may take; it may have to unlock a key store, and must not hang a worker."""
+HELPER_BYTES: Final = 64 * 1024
+"""Most that a credential helper may say."""
+_FILE_BYTES: Final = 16 * 1024**2
 _HELPER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _HUB_KEY: Final = "https://index.docker.io/v1/"
 _TOKEN_USER: Final = "<token>"  # noqa: S105 -- what helpers write where a user stands when the secret is an identity token
@@ -56,15 +64,16 @@ def find_login(config: Path, registry: str) -> Login | None:
 
 def _load(config: Path) -> dict[str, Any]:
     try:
-        document = json.loads(config.read_bytes())
+        # Not blocking: in the place of the file may be a pipe that nobody writes to.
+        with open(config, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            data = file.read(_FILE_BYTES + 1)
+        document: dict[str, Any] = read_json(data or b"", dict, "config", limit=_FILE_BYTES)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"docker's config file {config} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise ConfigError(f"docker's config file {config} is not a JSON object")
+    except Corrupt:
+        raise ConfigError(f"docker's config file {config} is not a JSON object") from None
     return document
 
 
@@ -108,24 +117,68 @@ def _ask_helper(name: str, registry: str, config: Path) -> Login | None:
     program = f"docker-credential-{name}"
     key = _HUB_KEY if registry in DOCKER_HUB else registry
     try:
-        done = subprocess.run([program, "get"], input=key.encode(), capture_output=True, check=False, timeout=HELPER_SECONDS)
+        code, said = _run(program, key.encode())
     except FileNotFoundError:
         raise ConfigError(f"docker's config file {config} names the credential helper {program}, which is not on PATH") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"the credential helper {program} did not answer: {type(error).__name__}") from None
-    if done.returncode != 0:
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"the credential helper {program} did not answer within {HELPER_SECONDS} s") from None
+    except OSError as error:
+        raise ConfigError(f"the credential helper {program} failed: {error.strerror or type(error).__name__}") from None
+    if code != 0:
         # Helpers say this on stdout, and it only means that nobody is logged in there.
-        if _NOT_FOUND in done.stdout.decode("utf-8", "replace").lower():
+        if _NOT_FOUND in said.decode("utf-8", "replace").lower():
             return None
-        raise ConfigError(f"the credential helper {program} failed for {registry} with exit code {done.returncode}")
+        raise ConfigError(f"the credential helper {program} failed for {registry} with exit code {code}")
     try:
-        answer = json.loads(done.stdout)
-        login = Login(str(answer["Username"]), str(answer["Secret"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+        answer: dict[str, Any] = read_json(said, dict, "answer", limit=HELPER_BYTES)
+        login = Login(_text(answer["Username"]), _text(answer["Secret"]))
+    except (Corrupt, KeyError, TypeError):
         raise ConfigError(f"the credential helper {program} gave no login for {registry} that can be read") from None
     if login.user == _TOKEN_USER:
         raise _identity(registry, config)
     return login
+
+
+def _run(program: str, question: bytes) -> tuple[int, bytes]:
+    """Exit code and stdout of a helper. What hangs or talks without end is killed, with the processes that it has started:
+    one that sleeps on would hold its end of the pipe, and whoever waits for the end of that."""
+    until = time.monotonic() + HELPER_SECONDS
+    said = bytearray()
+    with subprocess.Popen(
+        [program, "get"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        bufsize=0,
+    ) as process:
+        try:
+            assert process.stdin is not None and process.stdout is not None  # noqa: S101 -- they are pipes
+            with suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(question)  # it fits into any pipe
+            while (left := until - time.monotonic()) > 0:
+                ended = process.poll() is not None
+                if select.select([process.stdout], [], [], 0 if ended else min(left, 0.05))[0]:
+                    piece = process.stdout.read(HELPER_BYTES)
+                    said += piece
+                    if len(said) > HELPER_BYTES:
+                        raise OSError(0, f"it says more than {HELPER_BYTES:,} bytes")
+                    if not piece:
+                        process.wait(left)
+                        return process.returncode, bytes(said)
+                elif ended:
+                    return process.returncode, bytes(said)
+            raise subprocess.TimeoutExpired(program, HELPER_SECONDS)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def _identity(registry: str, config: Path) -> ConfigError:

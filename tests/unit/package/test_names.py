@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import stat
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mothball.errors import ConfigError, InvalidParams
@@ -16,6 +20,7 @@ from mothball.package import credentials
 from mothball.package.credentials import Login, find_login
 from mothball.package.reference import api_host, is_insecure, parse_reference
 from mothball.settings import Settings
+from tests.support import eventually
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 SECRET = "hunter2-do-not-show"
@@ -207,6 +212,16 @@ def test_a_helper_that_knows_nothing_means_no_login(config: Callable[[Any], Path
     assert find_login(config({"credsStore": name}), "r.io") is None
 
 
+def living(group: int) -> list[int]:
+    """Processes of a group that are not dead yet."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
@@ -214,13 +229,38 @@ def test_a_helper_that_knows_nothing_means_no_login(config: Callable[[Any], Path
         (f"echo {SECRET}\n", "can be read"),
         (f'echo \'{{"Username":"<token>","Secret":"{SECRET}"}}\'\n', "identity token"),
         ("exec sleep 60\n", "did not answer"),
+        ("sleep 60\n", "did not answer"),
+        ("trap '' TERM; sleep 60 & wait\n", "did not answer"),
+        (f"exec yes {SECRET}\n", "says more than"),
+        (f"yes {SECRET} | cat\n", "says more than"),
+        ('echo \'{"Username":["x"],"Secret":{}}\'\n', "can be read"),
+        ('printf \'{"Username":"\\\\ud800","Secret":"x"}\'\n', "can be read"),
+        ("head -c 60000 /dev/zero | tr '\\0' '['\n", "can be read"),
+        ("kill -9 $$\n", "exit code -9"),
     ],
 )
-def test_a_helper_that_fails_is_named_and_its_words_are_not_repeated(
+def test_a_helper_that_fails_hangs_or_babbles_is_named_and_its_words_are_not_repeated(
     config: Callable[[Any], Path], helper: Callable[[str], str], script: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials, "HELPER_SECONDS", 0.5)
-    name = helper(script)
+    monkeypatch.setattr(credentials, "HELPER_SECONDS", 1)
+    name = helper('echo $$ > "$0.pid"\n' + script)
+    began = time.monotonic()
     with pytest.raises(ConfigError, match=reason) as caught:
         find_login(config({"credsStore": name}), "r.io")
+    assert time.monotonic() - began < 5
     assert SECRET not in str(caught.value)
+    (note,) = (config({}).parent / "bin").glob("*.pid")
+    eventually(lambda: not living(int(note.read_text())), seconds=5, what="the end of the helper and of what it started")
+
+
+def test_a_helper_that_leaves_somebody_behind_has_answered(config: Callable[[Any], Path], helper: Callable[[str], str]) -> None:
+    name = helper('sleep 3 &\nprintf \'{"Username":"u","Secret":"s"}\'\n')
+    began = time.monotonic()
+    assert find_login(config({"credsStore": name}), "r.io") == Login("u", "s")
+    assert time.monotonic() - began < 2
+
+
+def test_a_pipe_in_the_place_of_the_config_file_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        find_login(tmp_path / "config.json", "r.io")
