@@ -154,8 +154,12 @@ class Unpacker:
 
         def make(folder: int, name: bytes) -> None:
             os.symlink(row.link, name, dir_fd=folder)
-            self._give(row, lambda: os.chown(name, row.uid, row.gid, dir_fd=folder, follow_symlinks=False))
-            os.utime(name, ns=(found.mtime_ns, found.mtime_ns), dir_fd=folder, follow_symlinks=False)
+            try:
+                self._dress_link(folder, name, found, None)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=folder)
+                raise
 
         self._make(row.path, make)
         self.tally.links += 1
@@ -197,16 +201,14 @@ class Unpacker:
         above, _, name = row.path.rpartition(b"/")
         try:
             folder = self.folders.open(above)
-            now = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if row.type == "l" and (now.st_dev, now.st_ino) == inode:
-                self._give(row, lambda: os.chown(name, row.uid, row.gid, dir_fd=folder, follow_symlinks=False))
-                os.utime(name, ns=(found.mtime_ns, found.mtime_ns), dir_fd=folder, follow_symlinks=False)
+            if row.type == "l":
+                self._dress_link(folder, name, found, inode)
                 return
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
             try:
                 now = os.fstat(fd)
-                if (now.st_dev, now.st_ino) != inode:  # a name of a file elsewhere, perhaps
-                    raise OperationFailed(f"{show(row.path)!r} was replaced while it was restored; run it again")
+                if (now.st_dev, now.st_ino) != inode:
+                    raise _swapped(row.path)
                 self._dress(fd, row, found.mtime_ns)
             finally:
                 os.close(fd)
@@ -295,6 +297,20 @@ class Unpacker:
         os.fchmod(fd, mode)
         os.utime(fd, ns=(mtime_ns, mtime_ns))
 
+    def _dress_link(self, folder: int, name: bytes, found: Found, inode: tuple[int, int] | None) -> None:
+        """Owner and time of a symbolic link: of the one just made, or of that very `inode`."""
+        # Through a descriptor: by its name it might be what somebody put in its place, a name of a file elsewhere.
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            now = os.fstat(handle)
+            if not stat.S_ISLNK(now.st_mode) or (now.st_nlink != 1 if inode is None else (now.st_dev, now.st_ino) != inode):
+                raise _swapped(found.row.path)
+            itself = f"/proc/self/fd/{handle}"  # the link, not what it leads to; the calls for descriptors refuse this one
+            self._give(found.row, lambda: os.chown(itself, found.row.uid, found.row.gid))
+            os.utime(itself, ns=(found.mtime_ns, found.mtime_ns))
+        finally:
+            os.close(handle)
+
     def _give(self, row: TocRow, chown: Callable[[], None]) -> bool:
         """Set the owner; False (and counted) when this user or this file system cannot."""
         if (row.uid, row.gid) == self._own and not self._root:
@@ -308,6 +324,10 @@ class Unpacker:
                 raise
         self.tally.owner_skipped += 1
         return False
+
+
+def _swapped(path: bytes) -> OperationFailed:
+    return OperationFailed(f"{show(path)!r} was replaced while it was restored; run it again")
 
 
 def _write(fd: int, data: memoryview) -> None:

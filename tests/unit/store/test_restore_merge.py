@@ -271,6 +271,40 @@ def test_a_link_planted_while_it_works_is_never_followed(store: Store, target: P
     }
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_name_of_a_file_outside_put_in_place_of_a_link_is_not_changed(
+    store: Store, target: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Between the making of the link, or the look at it, and the setting of its owner and time."""
+    digest = capture(store, layer({b"l": Link(b"where"), b"z": File(b"z")}))
+    write(target, mine="mine")
+    before = facts(outside)[b"f"][:-1]
+    if there:
+        (target / "l").symlink_to("where")
+
+        def swap(step: str, _counts: dict[str, Any]) -> None:
+            if step == "finish" and (target / "l").is_symlink():
+                (target / "l").unlink()
+                (target / "l").hardlink_to(outside / "f")
+    else:
+        real = os.symlink
+
+        def planted(source: bytes, name: bytes, *, dir_fd: int) -> None:
+            real(source, name, dir_fd=dir_fd)
+            os.unlink(name, dir_fd=dir_fd)
+            os.link(os.fsencode(outside / "f"), name, dst_dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "symlink", planted)
+
+        def swap(step: str, _counts: dict[str, Any]) -> None:
+            pass
+
+    with pytest.raises(OperationFailed, match="run it again"):
+        bring_back(store, digest, target, overwrite="changed", progress=swap)
+    assert facts(outside)[b"f"][:-1] == before
+    assert leftovers(target) == []
+
+
 def test_a_target_that_becomes_a_link_is_not_followed(store: Store, tmp_path: Path, outside: Path) -> None:
     (tmp_path / "t").symlink_to(outside)
     with pytest.raises(PathNotAllowed):
