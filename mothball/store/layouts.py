@@ -112,6 +112,8 @@ class Layouts:
             self._remove(layout)
 
     def _remove(self, layout: Layout) -> None:
+        if layout.folder.is_symlink():
+            raise MothballError(reason="its folder is a link, and nothing is deleted through one; remove the link by hand")
         index = self._index(layout)
         with index.locked():
             # Between the decision and the lock somebody may have registered the workspace again, or captured it.

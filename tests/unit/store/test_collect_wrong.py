@@ -333,6 +333,20 @@ def test_what_does_not_belong_in_the_store_stops_nothing_and_leads_nowhere(
     assert verify(store).problems == []
 
 
+def test_a_layout_is_not_taken_apart_through_a_link(store: Store, tmp_path: Path) -> None:
+    capture(store, layer({b"a": File(b"1")}), workspace="w")
+    folder, outside = store.refs("w").folder, tmp_path / "outside"
+    (folder / RELEASED).write_text('{"workspace":"w","at":1,"reason":"released"}')
+    age(store)
+    folder.rename(outside)
+    folder.symlink_to(outside)
+    before = sorted(path.name for path in outside.iterdir())
+    report = run(store, facts=Registry())
+    assert (report.removed, report.moved_blobs) == ([], 0)
+    assert "is a link" in report.skipped[0]
+    assert sorted(path.name for path in outside.iterdir()) == before
+
+
 def test_a_fifo_as_an_index_is_damage_and_hangs_nobody(store: Store) -> None:
     folder = store.root / "workspaces" / "evil"
     folder.mkdir(parents=True)
