@@ -9,7 +9,7 @@ import posixpath
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -281,12 +281,13 @@ class _Capture:
         digest, size, _ = self._write_image(parent.manifest.layers, parent.diff_ids, below, omissions, found.files, found.bytes)
         self._save_index(digest, found.entries, parent.baseline, changes.hashes, parent.baseline.links)
         self.checkpoint("publish", {"files": found.files, "bytes": found.bytes})
-        new = msgspec.structs.replace(latest, digest=digest, size=size)
-        self.refs.replace(
-            lambda refs: [new if ref.name == LATEST else ref for ref in refs], fence=self.request.fence, job=self.request.job
-        )
+
+        def change(refs: Sequence[Ref]) -> list[Ref]:
+            return [msgspec.structs.replace(ref, digest=digest, size=size) if ref.name == LATEST else ref for ref in refs]
+
+        after = self.refs.replace(change, fence=self.request.fence, job=self.request.job)
         drop_other_indexes(self.store, self.name, digest)
-        return new
+        return next((ref for ref in after if ref.name == LATEST), latest)
 
     def _labels(self, omissions: list[Omission]) -> dict[str, str]:
         return image_labels(self.git, omissions, self.options)
