@@ -27,18 +27,22 @@ HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2
 
 
 class ImageRegistry:
-    """docker-registry on loopback, its blobs below `folder`; `auth` is its configuration of who may do what."""
+    """docker-registry on loopback, its blobs below `folder`; `auth` is its configuration of who may do what, `tls` the folder
+    of its `certificate`."""
 
-    def __init__(self, folder: Path, auth: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, auth: dict[str, Any] | None = None, tls: Path | None = None) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        http: dict[str, Any] = {"addr": self.address, "secret": "of this test only"}
+        if tls is not None:
+            http["tls"] = {"certificate": str(tls / "cert.pem"), "key": str(tls / "key.pem")}
         document = {
             "version": 0.1,
             "log": {"level": "error"},
             "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
-            "http": {"addr": self.address, "secret": "of this test only"},
+            "http": http,
         }
         config = folder / "registry.json"  # JSON is YAML
         config.write_text(json.dumps(document | ({"auth": auth} if auth else {})))
@@ -233,6 +237,17 @@ class Middleman:
         upstream.endheaders(part)
         time.sleep(0.2)  # it must have taken in what came before it notices that no more comes
         upstream.close()
+
+
+def certificate(folder: Path) -> Path:
+    """A folder with ``key.pem`` and ``cert.pem`` of a server on loopback, which signs itself."""
+    folder.mkdir(parents=True)
+    made = [
+        require_tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(folder / "key.pem"),
+        "-out", str(folder / "cert.pem"), "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+    ]  # fmt: skip
+    subprocess.run(made, check=True, capture_output=True, timeout=60)
+    return folder
 
 
 class TokenServer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from mothball.package.repair import repair
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.manifest import MEDIA_MANIFEST
-from tests.acceptance.registry import PASSWORD, USER, ImageRegistry, docker_config, image_registry
+from tests.acceptance.registry import PASSWORD, USER, ImageRegistry, certificate, docker_config, image_registry
 from tests.unit.store.build import Dir, File, capture, damage, layer, new_store
 
 __all__ = ["image_registry"]
@@ -34,7 +35,7 @@ class Liar:
     """A server on loopback that answers as it is told; `seen` is who asked what with which login. Of a longer request than `takes`
     it takes the rest a byte at a time."""
 
-    def __init__(self, answer: Callable[[Any], None], takes: int = OFFERED) -> None:
+    def __init__(self, answer: Callable[[Any], None], takes: int = OFFERED, tls: Path | None = None) -> None:
         liar = self
         self.seen: list[tuple[str, str, str | None]] = []
         self.sent = 0
@@ -76,6 +77,10 @@ class Liar:
             setattr(Handler, f"do_{method}", Handler.handle_any)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls / "cert.pem", tls / "key.pem")
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
 
@@ -207,7 +212,7 @@ def test_a_registry_that_sends_a_byte_at_a_time_is_given_up(
 
 
 def test_a_registry_that_takes_next_to_nothing_is_given_up(
-    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch, tls: Path | None = None
 ) -> None:
     monkeypatch.setattr(distribution, "READ_SECONDS", 0.3)
     monkeypatch.setattr(distribution, "TRIES", 1)
@@ -218,7 +223,10 @@ def test_a_registry_that_takes_next_to_nothing_is_given_up(
     def answer(ask: Any) -> None:
         ask.say({"HEAD": 404, "POST": 202, "PUT": 201}[ask.command], {"Location": "/u"})
 
-    with Liar(answer, takes=1024**2) as liar, pytest.raises(RegistryUnavailable, match=r"takes less than|no answer within"):
+    with (
+        Liar(answer, takes=1024**2, tls=tls) as liar,
+        pytest.raises(RegistryUnavailable, match=r"takes less than|no answer within"),
+    ):
         push(store, digest, f"{liar.address}/a:1", settings)
 
 
@@ -292,6 +300,62 @@ def test_an_upload_that_gets_a_byte_farther_each_time_ends(store: Store, setting
     with Liar(answer) as liar, pytest.raises(RegistryUnavailable):
         transfer(store, settings, liar.address, "push")
     assert len(liar.seen) < 100
+
+
+# -- by TLS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A certificate that is trusted, and loopback taken for any other place."""
+    folder = certificate(tmp_path / "tls")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(folder / "cert.pem"))
+    monkeypatch.setattr(distribution, "is_insecure", lambda *_: False)
+    return folder
+
+
+def test_a_registry_by_tls_takes_and_gives(store: Store, settings: Settings, tmp_path: Path, tls: Path) -> None:
+    digest = capture(store, layer({b"": Dir(), b"f": File(os.urandom(5 * 1024**2))}, frame_bytes=1024**2))
+    with ImageRegistry(tmp_path / "registry", tls=tls) as registry:
+        push(store, digest, f"{registry.address}/a:1", settings)
+        there = new_store(tmp_path / "there")
+        assert pull(there, f"{registry.address}/a:1", settings).digest == digest
+
+
+@pytest.mark.parametrize("answer", [*SLOW.values(), lambda _: time.sleep(30)], ids=[*SLOW, "silence"])
+def test_a_cancel_is_heard_by_tls_too(store: Store, settings: Settings, tls: Path, answer: Callable[[Any], None]) -> None:
+    began = time.monotonic()
+
+    def cancelled(**_: Any) -> None:
+        if time.monotonic() - began > 0.3:
+            raise Cancelled(job="1")
+
+    with Liar(answer, tls=tls) as liar, pytest.raises(Cancelled):
+        transfer(store, settings, liar.address, "pull", progress=cancelled)
+    assert time.monotonic() - began < 3
+
+
+def test_a_registry_by_tls_that_takes_next_to_nothing_is_given_up(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch, tls: Path
+) -> None:
+    test_a_registry_that_takes_next_to_nothing_is_given_up(store, settings, monkeypatch, tls)
+
+
+def test_from_tls_nothing_leads_to_plain_http(store: Store, settings: Settings, tls: Path) -> None:
+    with Liar(lambda ask: ask.say(200)) as stranger:
+        plain = Liar(lambda ask: ask.say(307, {"Location": f"http://{stranger.address}/x"}), tls=tls)
+        with plain as liar, pytest.raises(OperationFailed, match="to an address without TLS"):
+            transfer(store, settings, liar.address, "pull")
+
+        def answer(ask: Any) -> None:
+            if ask.path.startswith("/token"):
+                ask.say(307, {"Location": f"http://{stranger.address}/token"})
+            else:
+                ask.say(401, {"Www-Authenticate": f'Bearer realm="https://{ask.headers["Host"]}/token"'})
+
+        with Liar(answer, tls=tls) as liar, pytest.raises((RegistryUnavailable, RegistryDenied)):
+            transfer(store, settings, liar.address, "pull")
+        assert stranger.seen == []
 
 
 # -- elsewhere ----------------------------------------------------------------------------------------------------------
