@@ -199,10 +199,10 @@ def test_what_is_deleted_to_make_way_is_counted(make_yard: MAKE, tmp_path: Path)
     assert clean(yard, digest, tmp_path / "t", dry_run=True) == {"a", "a/1", "a/2"} == clean(yard, digest, tmp_path / "t")
 
 
-def test_a_foreign_folder_with_much_that_stays_is_told_apart_quickly(make_yard: MAKE, tmp_path: Path) -> None:
+def test_a_foreign_folder_with_much_that_stays_loses_only_the_rest(make_yard: MAKE, tmp_path: Path) -> None:
     yard = make_yard()
     write(yard.folder(), **{"a": "a", ".mothballignore": "*.log\n"})
     digest = yard.capture().digest
-    for number in range(3000):
+    for number in range(300):
         write(tmp_path / "t", **{f"d/{number}.log": "", f"d/{number}": ""})
-    assert len(clean(yard, digest, tmp_path / "t")) == 3000
+    assert len(clean(yard, digest, tmp_path / "t")) == 300
