@@ -213,8 +213,8 @@ def forget(
     """Take snapshots out of the index, all of `names` or none; they lie in the trash and can be undeleted for a while.
 
     Their blobs stay until a collection finds that nothing else names them. A name that lies in the trash already is no error:
-    whoever forgets may have died before saying so. Raises `NotFound`, `InvalidParams` (also for a snapshot with the keep flag,
-    unless `force_keep`), `LeaseLost`, `NoSpace`.
+    whoever forgets may have died before saying so; what the same `job` put there counts as gone now. Raises `NotFound`,
+    `InvalidParams` (also for a snapshot with the keep flag, unless `force_keep`), `LeaseLost`, `NoSpace`.
     """
     if not names:
         raise InvalidParams("name at least one snapshot to forget")
@@ -223,16 +223,19 @@ def forget(
     already: list[str] = []
 
     def change(before: list[Ref]) -> Sequence[Ref]:
-        buried = {entry.ref.name for entry in trash.buried(workspace)}
+        buried = {entry.ref.name: entry for entry in trash.buried(workspace)}
         there = {ref.name for ref in before}
-        already.extend(name for name in dict.fromkeys(names) if name not in there and name in buried)
-        chosen = {name: find_snapshot(before, workspace, name) for name in names if name not in already}
+        before_us = [buried[name] for name in dict.fromkeys(names) if name not in there and name in buried]
+        mine = [entry.ref for entry in before_us if job and entry.job == job]
+        already.extend(entry.ref.name for entry in before_us if entry.ref not in mine)
+        had_gone = {entry.ref.name for entry in before_us}
+        chosen = {name: find_snapshot(before, workspace, name) for name in names if name not in had_gone}
         kept = sorted(name for name, ref in chosen.items() if ref.annotations.get(_KEEP) == "1")
         if kept and not force_keep:
             raise InvalidParams(f"{', '.join(kept)} of {workspace!r} must be kept; `mothball keep --off` lifts that")
         for ref in chosen.values():
-            trash.bury_ref(workspace, ref, reason, at_ms)
-        gone.extend(snapshots_of(list(chosen.values())))
+            trash.bury_ref(workspace, ref, reason, at_ms, job=job)
+        gone.extend(snapshots_of([*mine, *chosen.values()]))
         return [ref for ref in before if ref.name not in chosen]
 
     if not refs.exists:

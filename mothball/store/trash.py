@@ -32,12 +32,16 @@ _NUMBER = PREFIX + "snapshot"
 
 
 class Buried(msgspec.Struct, frozen=True):
-    """A ref that left its index: of which workspace, why, and when (ms of Redis TIME, or of this host's clock without Redis)."""
+    """A ref that left its index: of which workspace, why, and when (ms of Redis TIME, or of this host's clock without Redis).
+
+    `job` asked for it, if one did: run again after a kill, it has to know its own work from that of others.
+    """
 
     workspace: str
     ref: Ref
     reason: str
     at: int
+    job: str = ""
 
 
 class Undeleted(msgspec.Struct, frozen=True):
@@ -69,13 +73,13 @@ class Trash:
 
     # -- refs ----------------------------------------------------------------------------------------------------------
 
-    def bury_ref(self, workspace: str, ref: Ref, reason: str, at_ms: int) -> None:
+    def bury_ref(self, workspace: str, ref: Ref, reason: str, at_ms: int, *, job: str = "") -> None:
         """Keep `ref` here before it leaves the index of `workspace`; idempotent, and on disk when this returns.
 
         Done first, a crash leaves a ref that is in both places, which harms nothing; done last, it would leave none.
         """
         folder = self.refs / slug(check_workspace_id(workspace))
-        data = _encode(Buried(workspace, ref, reason, at_ms))
+        data = _encode(Buried(workspace, ref, reason, at_ms, job))
         fresh = False
         for attempt in range(_TRIES):
             with full_disk_is_no_space(folder):

@@ -146,6 +146,34 @@ def test_b42_to_b44_release_count_and_signs_of_life(here: Here) -> None:
     assert (here.folder / "a.txt").exists()
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_a_forget_that_died_before_or_after_it_told_the_registry_counts_once(
+    here: Here, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    here.run("workspace.capture")
+    here.run("workspace.snapshot")
+    job = here.submit("workspace.forget", snapshots=["snap-1"])
+    real = jobs._note
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args: Any, **fields: Any) -> None:
+        if told:
+            real(*args, **fields)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "_note", die)
+        with pytest.raises(Killed):
+            here.deliver(job)
+    here.registry.jobs.release_lost(job.id, here.registry.jobs.get(job.id).fence)
+    result = here.deliver(job)
+    assert (result["forgotten"], result["already"]) == (["snap-1"], [])
+    assert (here.counters()["snapshots_forgotten"], here.record.snapshots) == (1, 0)
+    assert len(here.registry.events.list(kind="workspace.snapshots_forgotten")) == 1
+
+
 def test_the_capture_of_an_earlier_life_in_another_directory_is_not_numbered_as_this_ones(here: Here, tmp_path: Path) -> None:
     here.run("workspace.capture")
     here.registry.workspaces.release(ID)
