@@ -48,9 +48,7 @@ class Changes:
 class Comparison:
     """Compares the walk's entries with a baseline; `run` once."""
 
-    def __init__(
-        self, baseline: Baseline, reader: Reader, *, again: Iterable[str] | None, checkpoint: Checkpoint
-    ) -> None:
+    def __init__(self, baseline: Baseline, reader: Reader, *, again: Iterable[str] | None, checkpoint: Checkpoint) -> None:
         self._baseline = baseline
         self._reader = reader
         self._again = tuple(again or ())
