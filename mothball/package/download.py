@@ -29,7 +29,8 @@ _RANGE = re.compile(r"bytes ([0-9]{1,18})-")
 class PartWriter(BlobWriter):
     """A `BlobWriter` that goes on with what an earlier run has left; what a run leaves behind depends on why it ended."""
 
-    def __init__(self, store: BlobStore, digest: str) -> None:
+    def __init__(self, store: BlobStore, digest: str, report: Callable[[int], None] = lambda _: None) -> None:
+        """`report` is called with the bytes that were there, as they are read again."""
         path = store.temp / f"pull-{digest[7:]}"
         fd = _claim(path)
         if fd is None:  # another process fetches the same blob; both will be right, and one of them first
@@ -40,9 +41,14 @@ class PartWriter(BlobWriter):
         self._fd = fd
         self._sha = hashlib.sha256()
         self.size = 0
-        while piece := os.read(fd, PIECE):
-            self._sha.update(piece)
-            self.size += len(piece)
+        try:
+            while piece := os.read(fd, PIECE):
+                self._sha.update(piece)
+                self.size += len(piece)
+                report(self.size)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def __enter__(self) -> PartWriter:
         return self
@@ -99,7 +105,7 @@ class Download:
         says, or fewer, however often it is asked.
         """
         self._place = 0
-        with PartWriter(self._blobs, wanted.digest) as part:
+        with PartWriter(self._blobs, wanted.digest, lambda size: self._report(min(size, wanted.size))) as part:
             if part.size > wanted.size:
                 part.restart()
             for number in range(_RESTARTS):

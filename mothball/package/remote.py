@@ -245,7 +245,9 @@ def _our_manifest(data: bytes, media_type: str, reference: Reference) -> tuple[M
     try:
         kind = read_json(data, dict, what).get("mediaType", media_type)
         manifest = read_json(data, Manifest, what)
-    except Corrupt:
+    except Corrupt as error:
+        if media_type == MEDIA_MANIFEST:
+            raise _not_ours(reference, f"its manifest cannot be read ({error.fields['reason']})") from None
         raise _not_ours(reference, f"it is {media_type[:100] or 'no JSON'}, not an image") from None
     if manifest.schema_version != 2 or kind != MEDIA_MANIFEST:  # noqa: PLR2004 -- the version of the OCI schema
         raise _not_ours(reference, f"its manifest is {str(kind)[:100]}")

@@ -224,6 +224,7 @@ class Upload:
         while piece := os.pread(file.fileno(), 1024**2, place):
             sha.update(piece)
             place += len(piece)
+            self.tick()
         if sha.hexdigest() != blob.digest[7:]:
             reason = f"its content has the digest sha256:{sha.hexdigest()}; `mothball verify --repair-from` fetches it again"
             raise Corrupt(what=f"blob {blob.digest}", reason=reason, digest=blob.digest)

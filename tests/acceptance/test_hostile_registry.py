@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pytest
 
-from mothball.errors import Cancelled, Corrupt, MothballError, OperationFailed, RegistryDenied, RegistryUnavailable
+from mothball.errors import Cancelled, Corrupt, InvalidParams, MothballError, OperationFailed, RegistryDenied, RegistryUnavailable
 from mothball.package import distribution, upload, wire
 from mothball.package.remote import pull, push
 from mothball.package.repair import repair
@@ -472,7 +472,8 @@ def test_numbers_out_of_this_world_are_none(store: Store, settings: Settings, nu
 @pytest.mark.parametrize("extra", ['"\\ud800"', "[" * 100_000 + "]" * 100_000], ids=["surrogate", "deep"])
 def test_a_manifest_or_token_that_is_hostile_json_ends_the_pull(store: Store, settings: Settings, extra: str) -> None:
     document = '{"schemaVersion":2,"config":{},"layers":[],"token":' + extra + "}"
-    with Liar(lambda ask: ask.say(200, {"Content-Type": MEDIA_MANIFEST}, document.encode())) as liar, pytest.raises(MothballError):
+    manifest = Liar(lambda ask: ask.say(200, {"Content-Type": MEDIA_MANIFEST}, document.encode()))
+    with manifest as liar, pytest.raises(InvalidParams, match=r"its manifest cannot be read \("):
         transfer(store, settings, liar.address, "pull")
 
     def token(ask: Any) -> None:

@@ -22,7 +22,7 @@ from mothball.errors import (
     RegistryDenied,
     RegistryUnavailable,
 )
-from mothball.package import distribution, remote, upload
+from mothball.package import distribution, download, remote, upload
 from mothball.package.remote import pull, push
 from mothball.package.repair import repair
 from mothball.settings import Settings
@@ -378,6 +378,29 @@ def test_a_pull_that_was_stopped_goes_on_in_the_middle_of_the_blob(
     assert there.blobs.sweep_temp() == 0, "a part as young as this is somebody's work"
     pulled = pull(there, f"{middle.address}/a:1", settings)
     assert pulled.bytes < len(blob.data) - 2 * CHUNK
+    whole(there, digest, {"small": b"small"})
+
+
+def test_a_long_part_is_read_again_in_the_open(
+    here: Store, there: Store, settings: Settings, middle: Middleman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever continues a large download must be heard of, and be heard, before its first byte comes; the part stays."""
+    blob = big_layer()
+    digest = capture(here, blob)
+    push(here, digest, f"{middle.address}/a:1", settings)
+    monkeypatch.setattr(download, "PIECE", 16 * 1024)
+    part = there.blobs.temp / f"pull-{blob.digest[7:]}"
+    part.write_bytes(blob.data[:200_000])
+    config = load_manifest(here.blobs, digest).config
+
+    def stop(*, bytes: int = 0, **_: Any) -> None:  # noqa: A002 -- the reporter's name
+        if bytes > config.size + 50_000:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        pull(there, f"{middle.address}/a:1", settings, progress=stop)
+    assert not middle.count("GET", blob.digest)
+    assert pull(there, f"{middle.address}/a:1", settings).bytes == len(blob.data) - 200_000
     whole(there, digest, {"small": b"small"})
 
 
