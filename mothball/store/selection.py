@@ -16,8 +16,13 @@ from mothball.store.wildmatch import SPECIAL, BrokenPattern, compile_glob
 MAX_ENTRIES: Final = 20_000_000
 """Most entries of one restore: a table of contents of a few megabytes can name many millions, and each needs memory here."""
 MAX_PATTERNS: Final = 1000
+_SHOWN: Final = 5
 BLOCK: Final = 4096
 """Bytes that the smallest file takes on usual file systems; for estimates."""
+
+
+Rule = tuple[re.Pattern[bytes], bool, bool]
+"""What a name or path has to match, whether it is the path, and whether only folders count."""
 
 
 class Patterns:
@@ -32,6 +37,7 @@ class Patterns:
             raise InvalidParams(f"{len(patterns)} include patterns; at most {MAX_PATTERNS} are allowed")
         self._rules = [_rule(pattern) for pattern in patterns]
         self._folders: dict[bytes, bool] = {}
+        self._idle = dict(zip(patterns, self._rules, strict=True))
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -48,6 +54,18 @@ class Patterns:
             self._folders[path] = found
         return found
 
+    def look(self, path: bytes, is_folder: bool) -> None:
+        """Note which patterns match `path`, so that `idle` can name those that matched nothing."""
+        name = path.rpartition(b"/")[2]
+        for pattern, rule in list(self._idle.items()):
+            if _applies(rule, path, name, is_folder):
+                del self._idle[pattern]
+
+    @property
+    def idle(self) -> list[str]:
+        """The patterns that matched no path they were shown, in the order given."""
+        return list(self._idle)
+
     def _folder(self, path: bytes) -> bool:
         known = self._folders.get(path)
         if known is not None:
@@ -56,13 +74,15 @@ class Patterns:
         return any(self._matches(b"/".join(parts[:count]), parts[count - 1], True) for count in range(1, len(parts) + 1))
 
     def _matches(self, path: bytes, name: bytes, is_folder: bool) -> bool:
-        return any(
-            (is_folder or not folders_only) and expression.fullmatch(path if anchored else name)
-            for expression, anchored, folders_only in self._rules
-        )
+        return any(_applies(rule, path, name, is_folder) for rule in self._rules)
 
 
-def _rule(pattern: str) -> tuple[re.Pattern[bytes], bool, bool]:
+def _applies(rule: Rule, path: bytes, name: bytes, is_folder: bool) -> bool:
+    expression, anchored, folders_only = rule
+    return (is_folder or not folders_only) and expression.fullmatch(path if anchored else name) is not None
+
+
+def _rule(pattern: str) -> Rule:
     try:
         raw = os.fsencode(pattern)
     except (UnicodeEncodeError, TypeError):
@@ -114,7 +134,7 @@ class Selection:
 def select(tree: Tree, patterns: Patterns, *, known: bool = False) -> Selection:
     """The entries of `tree` that `patterns` choose; `known` asks for the paths of the others too.
 
-    `NotFound` when patterns choose nothing (a typing error must not look like a success), `Oversize`, and the errors of
+    `NotFound` when a pattern matches nothing (a typing error must not look like a success), `Oversize`, and the errors of
     `Tree.rows` for a table of contents that lies.
     """
     out = Selection()
@@ -125,6 +145,8 @@ def select(tree: Tree, patterns: Patterns, *, known: bool = False) -> Selection:
         kind = row.type
         if patterns:
             path = row.path
+            if patterns.idle and path:
+                patterns.look(path, kind == "d")
             while waiting and waiting[-1].row.path and not path.startswith(waiting[-1].row.path + b"/"):
                 waiting.pop()
             if not path or not patterns.chooses(path, kind == "d"):
@@ -149,8 +171,9 @@ def select(tree: Tree, patterns: Patterns, *, known: bool = False) -> Selection:
             further.append(found)
         if len(out.entries) > MAX_ENTRIES:
             raise Oversize(what="the capture (entries)", size=len(out.entries), limit=MAX_ENTRIES)
-    if patterns and not out.entries:
-        raise NotFound("no path of the capture matches the include patterns", what="path", id="include")
+    if idle := patterns.idle:
+        names = ", ".join(repr(pattern) for pattern in idle[:_SHOWN]) + (" and others" if len(idle) > _SHOWN else "")
+        raise NotFound(f"nothing in the capture matches the include pattern {names}; nothing was restored", what="path", id=idle[0])
     _group(out, further)
     out.files.sort(key=lambda found: (found.layer, found.row.frame, found.row.offset) if found.row.size else (-1, 0, 0))
     return out

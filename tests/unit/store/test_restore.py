@@ -164,10 +164,18 @@ def test_a_pattern_that_cannot_be_meant_is_refused(store: Store, tmp_path: Path,
     assert not (tmp_path / "back").exists()
 
 
-def test_patterns_that_choose_nothing_are_an_error(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="include"):
-        bring_back(store, capture(store, layer(CHOICE)), tmp_path / "back", include=["*.rs"])
-    assert leftovers(tmp_path) == []
+def test_a_pattern_that_matches_nothing_is_named_and_nothing_is_made(store: Store, tmp_path: Path) -> None:
+    """One of several as well: whoever mistyped it must not believe that all came back."""
+    digest = capture(store, layer(CHOICE))
+    with pytest.raises(NotFound, match=r"include pattern '\*\.rs'; nothing"):
+        bring_back(store, digest, tmp_path / "back", include=["*.py", "*.rs"])
+    assert leftovers(tmp_path) == [] and not (tmp_path / "back").exists()
+
+
+def test_a_pattern_below_a_chosen_folder_matches_too(store: Store, tmp_path: Path) -> None:
+    digest = capture(store, layer({b"d": Dir(), b"d/a": File(b"x"), b"d/b": File(b"y")}))
+    bring_back(store, digest, tmp_path / "back", include=["d/", "/d/a"])
+    assert contents(tmp_path / "back") == {"d": "/", "d/a": "x", "d/b": "y"}
 
 
 def test_chosen_names_of_one_file_stay_one_file(store: Store, tmp_path: Path) -> None:
