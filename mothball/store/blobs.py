@@ -191,7 +191,11 @@ class BlobWriter:
         if self._store.fsync:
             self.flush()
         with full_disk_is_no_space(target), self._store.in_use():
-            self._path.rename(target)
+            try:
+                self._path.rename(target)
+            except IsADirectoryError:
+                reason = f"{target} is a folder; move it away and run this again"
+                raise Corrupt(what=f"blob {digest}", reason=reason, digest=digest) from None
             if self._store.fsync:
                 sync_folder(target.parent)
         os.close(self._fd)

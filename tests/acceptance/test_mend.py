@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,3 +88,32 @@ def test_a_registry_that_is_down_and_no_reference_are_errors(
         verify_and_repair(store, given, source=f"{image_registry.address}/o/r")
     with pytest.raises(InvalidParams):
         verify_and_repair(store, given, source="not a reference")
+
+
+@pytest.mark.parametrize("kind", ["gone", "link", "fifo", "folder"])
+def test_a_blob_comes_back_in_the_place_of_whatever_stands_there(
+    pushed: tuple[Store, str], given: Settings, image_registry: ImageRegistry, tmp_path: Path, kind: str
+) -> None:
+    """But for a folder, which may hold somebody's work: that is said, and the others come back."""
+    store, first = pushed
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    manifest = load_manifest(store.blobs, first)
+    digests = [first, *(layer.digest for layer in manifest.layers)]
+    for digest in digests:
+        place = store.blobs.path(digest)
+        place.unlink()
+        if kind == "link":
+            place.symlink_to(victim)
+        elif kind == "fifo":
+            os.mkfifo(place)
+        elif kind == "folder" and digest == digests[1]:
+            place.mkdir()
+    found = verify_and_repair(store, given, "one", "deep", source=f"{image_registry.address}/o/r")
+    assert found.repair is not None
+    left = digests[1:2] if kind == "folder" else []
+    assert sorted(found.repair.repaired) == sorted(set(digests) - set(left))
+    assert [problem.digest for problem in found.report.problems] == left
+    assert all("is a folder; move it away" in reason for _, reason in found.repair.failed)
+    assert victim.read_text() == "mine"
+    assert list(store.blobs.temp.iterdir()) == []
