@@ -32,8 +32,9 @@ class CommandFailed(Exception):
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This environment without anybody's settings for the tools measured here."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MOTHBALL_", "RESTIC_", "BORG_", "ZSTD_", "TAR_"))}
+    """This environment without anybody's settings for the tools measured here, Python's habit of keeping bytecode included."""
+    foreign = ("MOTHBALL_", "RESTIC_", "BORG_", "ZSTD_", "TAR_", "PYTHONDONTWRITEBYTECODE")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     return {**kept, **more}
 
 

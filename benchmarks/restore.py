@@ -147,6 +147,7 @@ def _more(own: Mothball, tree: Path, work: Path, rounds: int, say: Callable[[str
     trees.settle()
     own.capture(tree, "changed")
     say(f"{count} files changed")
+    os.sync()  # the restored trees would still be on their way to disk
     out: dict[str, float] = {}
     answer, _ = own.action("diff", path=str(tree), before=first, rounds=max(rounds, 5))
     out["diff_ms"], out["diff_changes"] = median(answer["ms"]), answer["changes"]
