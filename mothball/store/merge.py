@@ -161,15 +161,8 @@ def layer_events(toc: Toc, number: int, ranges: Sequence[Range]) -> Iterator[Eve
 
 def _range_rows(toc: Toc, number: int, ranges: Sequence[Range]) -> Iterator[Event]:
     for start, stop in ranges:
-        if stop is not None and len(stop) == len(start) + 1 and stop[-1] == 0:  # one path alone
-            if (row := toc.find(start.replace(b"\0", b"/"))) is not None:
-                yield start, -number, 1, row
-            continue
-        for row in toc.rows(start):
-            key = row_key(row)
-            if stop is not None and key >= stop:
-                break
-            yield key, -number, 1, row
+        for row in toc.between(start, stop):
+            yield row_key(row), -number, 1, row
 
 
 def _range_removals(toc: Toc, number: int, ranges: Sequence[Range]) -> Iterator[Event]:

@@ -11,7 +11,7 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Annotated, Any, BinaryIO, Final
+from typing import Annotated, Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import msgspec
 import zstandard
@@ -40,15 +40,38 @@ from mothball.store.tocformat import (
     paths_fault,
     skippable_frame,
     sort_key,
+    sorted_keys,
 )  # fmt: skip
 
 __all__ = [
     "MAX_EXTENTS", "EncodedToc", "Row", "Toc", "TocRow", "decompress", "encode_toc", "read_frame", "skippable_frame", "sort_key",
 ]  # fmt: skip
 
+T = TypeVar("T")
 _CACHED_BLOCKS: Final = 4
+_FEW: Final = 64
+"""So many rows of a block are decoded one by one; a whole block of 1024 takes as long as some 200 of them."""
+
+
+class _Path(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """The first field of a row; the others are passed over."""
+
+    path: bytes
+
+
+_MOST: Final = msgspec.Meta(max_length=BLOCK_ROWS)
 _index_decoder = msgspec.msgpack.Decoder(Index)
-_rows_decoder = msgspec.msgpack.Decoder(Annotated[list[TocRow], msgspec.Meta(max_length=BLOCK_ROWS)])
+_rows_decoder = msgspec.msgpack.Decoder(Annotated[list[TocRow], _MOST])
+_names_decoder = msgspec.msgpack.Decoder(Annotated[list[_Path], _MOST])
+_raw_decoder = msgspec.msgpack.Decoder(Annotated[list[msgspec.Raw], _MOST])
+_row_decoder = msgspec.msgpack.Decoder(TocRow)
+
+
+class _Names(NamedTuple):
+    """Of one block the keys of its rows, and the rows as they are stored."""
+
+    keys: list[bytes]
+    rows: list[msgspec.Raw]
 
 
 class Toc:
@@ -70,6 +93,7 @@ class Toc:
         self._firsts = [block.first for block in self.blocks]
         self._decoder = zstandard.ZstdDecompressor()
         self._cache: dict[int, list[TocRow]] = {}
+        self._named: dict[int, _Names] = {}
         self.starts: list[int] = [0]
         """Offset of each frame in the decompressed stream, and last the stream's length."""
         for frame in self.frames:
@@ -129,14 +153,28 @@ class Toc:
         return max(0, bisect_right(self._firsts, key) - 1)
 
     def find(self, path: bytes) -> TocRow | None:
-        """The row of `path`, or None; decodes at most one block."""
+        """The row of `path`, or None; reads at most one block and decodes that row alone."""
         key = sort_key(path)
-        number = bisect_right(self._firsts, key) - 1
-        if number < 0:
-            return None
-        rows = self.block(number)
-        place = bisect_left(rows, key, key=_row_key)
-        return rows[place] if place < len(rows) and rows[place].path == path else None
+        return next(self.between(key, key + b"\0"), None)
+
+    def between(self, start: bytes, stop: bytes | None) -> Iterator[TocRow]:
+        """The rows whose `sort_key` is from `start` to before `stop` (None: to the end).
+
+        A block of which few are asked for is not decoded as a whole: its names are read and checked, and those rows.
+        """
+        for number in range(self.block_of(start), len(self.blocks)):
+            if stop is not None and self._firsts[number] >= stop:
+                return
+            names = self._names(number)
+            first = bisect_left(names.keys, start)
+            last = len(names.keys) if stop is None else bisect_left(names.keys, stop, lo=first)
+            if last - first > _FEW:
+                yield from self.block(number)[first:last]
+            else:
+                for place in range(first, last):
+                    yield self._row(number, names.rows[place])
+            if last < len(names.keys):
+                return
 
     def removes(self, path: bytes) -> bool:
         """True when this layer takes exactly `path` away from the layers below."""
@@ -155,23 +193,52 @@ class Toc:
         return rows
 
     def _decode_block(self, number: int) -> list[TocRow]:
+        rows: list[TocRow] = self._decoded(number, self._raw(number), _rows_decoder)
+        self._check_names(number, [row.path for row in rows])
+        self._check_rows(rows)
+        return rows
+
+    def _names(self, number: int) -> _Names:
+        """The names of one block, checked, and its rows as they are stored; of the last few blocks they stay in memory."""
+        names = self._named.get(number)
+        if names is None:
+            raw = self._raw(number)
+            paths = [row.path for row in self._decoded(number, raw, _names_decoder)]
+            names = _Names(self._check_names(number, paths), self._decoded(number, raw, _raw_decoder))
+            while len(self._named) >= _CACHED_BLOCKS:
+                del self._named[next(iter(self._named))]
+            self._named[number] = names
+        return names
+
+    def _row(self, number: int, raw: msgspec.Raw) -> TocRow:
+        row = self._decoded(number, raw, _row_decoder)
+        self._check_rows((row,))
+        return row
+
+    def _raw(self, number: int) -> bytes:
         block = self.blocks[number]
         stored = _pread(self._fd, self._start + block.offset, block.length, self.name)
         if hashlib.sha256(stored).digest() != block.sha256:
             raise self.corrupt(f"block {number} of its table of contents does not have its sha256")
-        raw = decompress(self._decoder, stored, None, MAX_BLOCK_BYTES, self.name)
+        return decompress(self._decoder, stored, None, MAX_BLOCK_BYTES, self.name)
+
+    def _decoded(self, number: int, raw: bytes | msgspec.Raw, decoder: msgspec.msgpack.Decoder[T]) -> T:
         try:
-            rows: list[TocRow] = _rows_decoder.decode(raw)
+            return decoder.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self.corrupt(f"block {number} of its table of contents: {error}") from None
-        if len(rows) != block.rows or sort_key(rows[0].path) != block.first:
+
+    def _check_names(self, number: int, paths: list[bytes]) -> list[bytes]:
+        """The keys of a block's paths, if they are as its index says, in order, and such as may be unpacked."""
+        block = self.blocks[number]
+        if len(paths) != block.rows or sort_key(paths[0]) != block.first:
             raise self.corrupt(f"block {number} of its table of contents has other rows than its index says")
-        if number + 1 < len(self.blocks) and sort_key(rows[-1].path) >= self.blocks[number + 1].first:
+        if number + 1 < len(self.blocks) and sort_key(paths[-1]) >= self.blocks[number + 1].first:
             raise self.corrupt(f"block {number} of its table of contents runs into the next")
-        if reason := paths_fault([row.path for row in rows], root_allowed=number == 0):
+        reason, keys = sorted_keys(paths, root_allowed=number == 0)
+        if reason:
             raise self.corrupt(reason)
-        self._check_rows(rows)
-        return rows
+        return keys
 
     def _check_rows(self, rows: Iterable[TocRow]) -> None:
         starts, frames = self.starts, len(self.frames)

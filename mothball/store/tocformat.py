@@ -183,15 +183,21 @@ def _chunks(rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], bytes]]:
 
 
 def paths_fault(paths: list[bytes], *, root_allowed: bool) -> str | None:
-    """What is wrong with sorted relative `paths`, None when nothing is. One pass in C over all of them."""
-    named = paths[1:] if root_allowed and paths and paths[0] == b"" else paths
+    """What is wrong with sorted relative `paths`, None when nothing is."""
+    return sorted_keys(paths, root_allowed=root_allowed)[0]
+
+
+def sorted_keys(paths: list[bytes], *, root_allowed: bool) -> tuple[str | None, list[bytes]]:
+    """What is wrong with sorted relative `paths` (None: nothing), and the key of each. One pass in C over all of them."""
+    top = [b""] if root_allowed and paths and paths[0] == b"" else []
+    named = paths[1:] if top else paths
     if not named:
-        return None
+        return None, top
     joined = b"/\0/" + b"/\0/".join(named) + b"/\0/"
     if joined.count(b"\0") != len(named) + 1:
-        return "a path holds a NUL byte"
+        return "a path holds a NUL byte", []
     if b"//" in joined:
-        return "a path is absolute or has an empty component"
+        return "a path is absolute or has an empty component", []
     if b"/." in joined:  # most blocks have none, and each look at all the names costs as much as decoding them
         for bad, reason in (
             (b"/./", "a path has '.' as a component"),
@@ -199,9 +205,9 @@ def paths_fault(paths: list[bytes], *, root_allowed: bool) -> str | None:
             (b"/.wh.", "a path has the name of a whiteout"),
         ):
             if bad in joined:
-                return reason
+                return reason, []
     # Every slash a NUL, so that three of them separate the keys: no path has an empty component.
     keys = joined.replace(b"/", b"\0").split(b"\0\0\0")[1:-1]
     if not all(map(lt, keys, keys[1:])):
-        return "the paths are not sorted, or one is there twice"
-    return None
+        return "the paths are not sorted, or one is there twice", []
+    return None, top + keys

@@ -127,21 +127,21 @@ def test_totals_count_every_kind_and_the_bytes_of_files(store: Store) -> None:
     assert totals == DiffTotals(added=1, deleted=3, changed=2, mode=1, owner=1, time=1, bytes_added=9, bytes_deleted=6)
 
 
-def test_an_untouched_block_is_not_decoded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untouched_block_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     spec: dict[bytes, Any] = {b"f%05d" % number: File() for number in range(6000)}
     below = layer(spec, frame_bytes=1024**2)
     first, second = capture(store, below), capture(store, below, layer({b"f03000": File(b"new")}))
-    decoded: list[tuple[str, int]] = []
-    original = toc_module.Toc._decode_block
+    read: list[tuple[str, int]] = []
+    original = toc_module.Toc._raw
 
     def counting(self: Any, number: int) -> Any:
-        decoded.append((self.name, number))
+        read.append((self.name, number))
         return original(self, number)
 
-    monkeypatch.setattr(toc_module.Toc, "_decode_block", counting)
+    monkeypatch.setattr(toc_module.Toc, "_raw", counting)
     with Tree.open(store, first) as a, Tree.open(store, second) as b:
         assert kinds(diff(a, b)) == {"f03000": "changed"}
-    assert {number for name, number in decoded if name == below.digest} == {0, 2}  # the root's and the file's
+    assert {number for name, number in read if name == below.digest} == {0, 2}  # the root's and the file's
 
 
 def test_a_lying_upper_layer_is_corrupt_as_in_a_walk(store: Store) -> None:

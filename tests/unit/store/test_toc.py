@@ -103,6 +103,20 @@ def test_rows_from_a_key_begin_with_the_first_that_is_not_smaller() -> None:
     assert list(toc.rows(b"zz")) == []
 
 
+def test_rows_between_two_keys_are_those_of_all_rows_however_few_or_many() -> None:
+    toc = load(sample().data)
+    rows = list(toc.rows())
+    keys = [sort_key(row.path) for row in rows]
+    dice = random.Random(3)
+    for _ in range(300):
+        first = dice.randrange(len(keys))
+        start = keys[first] + dice.choice([b"", b"\0", b"x"])
+        stop = dice.choice([None, start, start + b"\0", keys[min(first + dice.choice([1, 50, 70, 1500]), len(keys) - 1)]])
+        wanted = [row for row, key in zip(rows, keys, strict=True) if start <= key and (stop is None or key < stop)]
+        assert list(toc.between(start, stop)) == wanted, (start, stop)
+    assert all(toc.find(row.path) == row for row in rows[::37])
+
+
 def test_an_empty_layer_has_a_table_too() -> None:
     toc = load(pack(bytes(1024), []).data)
     assert list(toc.rows()) == []
@@ -338,6 +352,8 @@ def test_a_row_that_lies_is_corrupt(lie: str, monkeypatch: pytest.MonkeyPatch) -
         data = unchecked(rows, monkeypatch)
     with pytest.raises(Corrupt, match="sha256:test"):
         everything(load(data))
+    with pytest.raises(Corrupt, match="sha256:test"):  # one by one: see `Toc.between`
+        list(load(data).between(b"", None))
 
 
 def test_a_writer_is_told_about_rows_no_reader_would_take() -> None:
