@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     # Loading modules and listing a tree makes many objects that live on and no cycles: looking for some costs a tenth of a command.
     gc.set_threshold(50_000, 20, 20)
+    # Looking for plugins of pydantic reads the metadata of every installed package, and takes longer than many a command.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     sys.exit(run(build(), argv))
 
 
