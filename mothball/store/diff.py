@@ -15,9 +15,9 @@ from typing import Literal
 import msgspec
 
 from mothball.errors import NotFound
-from mothball.store.merge import Event, Found, Hidden, Range, Run, flat, grouped, in_folders, layer_events, row_key, top_of
+from mothball.store.merge import Event, Found, Hidden, Range, Run, flat, grouped, in_folders, layer_events, top_of
 from mothball.store.read import clean_path, show
-from mothball.store.toc import Toc, sort_key
+from mothball.store.toc import Toc, row_key, sort_key
 from mothball.store.tree import Entry, Tree, entry_of
 
 Kind = Literal["added", "deleted", "type", "changed", "mode", "owner", "time"]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mothball.errors import Corrupt
 from mothball.store.read import Layer, show
-from mothball.store.toc import Toc, TocRow, sort_key
+from mothball.store.toc import Toc, TocRow, row_key, sort_key
 
 Event = tuple[bytes, int, int, TocRow | None]
 """(key, -layer, 1, row), or (key, -layer, 0, None) where that layer takes away what lies below it."""
@@ -34,11 +34,6 @@ class Found(NamedTuple):
 
 Run = tuple[list[TocRow], int, int | None]
 """Entries that follow each other: rows of one layer, its number, and the mtime that overrides theirs, if one does."""
-
-
-def row_key(row: TocRow) -> bytes:
-    """The key under which rows sort."""
-    return row.path.replace(b"/", b"\0")
 
 
 def merged(layers: Sequence[Layer], folder: bytes, hidden: Hidden) -> Iterator[Run]:

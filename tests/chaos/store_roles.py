@@ -9,6 +9,7 @@ import random
 import shutil
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def reads_whole(store: Store, digest: str) -> bool:
         return all(tree.read(name_of(int(number))) == content(int(number), seed) for number, seed in seeds.items())
 
 
-class Role:
+class Role(ABC):
     """One process: its store, its random numbers, and the file in which it counts what it did."""
 
     def __init__(self, base: Path, name: str, seed: int) -> None:
@@ -73,8 +74,9 @@ class Role:
         os.write(fd, what.encode() + b"\n")
         os.close(fd)
 
+    @abstractmethod
     def step(self) -> None:
-        raise NotImplementedError
+        """One thing of what this role does."""
 
 
 class Capturer(Role):
