@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.support import require_tool
 
@@ -21,50 +22,39 @@ def fingerprint(tree: Path) -> str:
     return state.hexdigest()
 
 
-def test_the_benchmark_measures_every_contender_and_leaves_the_tree_untouched(tmp_path: Path) -> None:
+def measured(name: str, files: int, place: Path, *options: str) -> dict[str, Any]:
+    """What `benchmarks.<name>` writes of one round on a tree of so many files; the tree is as before, and nothing else is left."""
     for tool in ("restic", "borg", "zstd"):
         require_tool(tool)
-    tree = tmp_path / "tree"
-    for number in range(150):
+    tree, out, work = place / "tree", place / "out.json", place / "work"
+    for number in range(files):
         folder = tree / f"d{number % 7}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"f{number}.js").write_text(f"{number}\n" * 500)
     before = fingerprint(tree)
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.capture", "--quick", "--rounds", "1"]
-    command += ["--tree", str(tree), "--work", str(tmp_path / "work"), "--out", str(out)]
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--rounds", "1", *options]
+    command += ["--tree", str(tree), "--work", str(work), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert fingerprint(tree) == before
-    found = json.loads(out.read_text())
+    assert not list(work.iterdir())
+    found: dict[str, Any] = json.loads(out.read_text())
     assert set(found["medians"]) == {"mothball", "tar | zstd -1", "restic", "borg"}
+    return found
+
+
+def test_the_benchmark_measures_every_contender_and_leaves_the_tree_untouched(tmp_path: Path) -> None:
+    found = measured("capture", 150, tmp_path, "--quick")
     for figures in found["medians"].values():
         assert figures["first_seconds"] > 0
         assert figures["first_stored"] > 0
         assert figures["read_ms"] > 0
     assert found["medians"]["mothball"]["unchanged_stored"] == 0
     assert 0 < found["medians"]["mothball"]["changed_stored"] < found["medians"]["mothball"]["first_stored"]
-    assert not list((tmp_path / "work").iterdir())
 
 
 def test_the_benchmark_of_restores_measures_every_contender_and_all_the_rest(tmp_path: Path) -> None:
-    for tool in ("restic", "borg", "zstd"):
-        require_tool(tool)
-    tree = tmp_path / "tree"
-    for number in range(300):
-        folder = tree / f"d{number % 7}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"f{number}.js").write_text(f"{number}\n" * 500)
-    before = fingerprint(tree)
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.restore", "--rounds", "1"]
-    command += ["--tree", str(tree), "--work", str(tmp_path / "work"), "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert fingerprint(tree) == before
-    found = json.loads(out.read_text())
-    assert set(found["medians"]) == {"mothball", "tar | zstd -1", "restic", "borg"}
+    found = measured("restore", 300, tmp_path)
     assert all(bar["value"] > 0 for bar in found["bars"])
     assert found["more"]["entries"] == 307
     assert 3 <= found["more"]["diff_changes"] <= 10  # one per cent of the files, and folders whose time moved
-    assert not list((tmp_path / "work").iterdir())

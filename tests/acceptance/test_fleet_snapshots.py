@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
-from mothball.cli.app import run as run_command
 from mothball.client import Fleet
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.snapshots import add_snapshot, snapshots
 from tests.acceptance.fleet import FleetRun
-from workers.config import settings_env
-from workers.main import build
+from tests.commands import Answer, beside_jobs
 from workers.redis_server import RedisServer
 
 ID = "owner/repo#7"
@@ -38,36 +35,17 @@ def fleet(private_redis: RedisServer, make_settings: Callable[..., Settings], tm
         yield run
 
 
-class Said(NamedTuple):
-    """What one command line gave."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 @pytest.fixture
-def mothball(fleet: FleetRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """`mothball(...)` with the fleet's settings, in this process: twenty interpreters would take longer than what they do."""
-    for name, value in settings_env(fleet.settings).items():
-        monkeypatch.setenv(name, value)
-
-    def call(*argv: str) -> Said:
-        code = run_command(build(), argv)
-        printed = capsys.readouterr()
-        return Said(code, printed.out, printed.err)
-
-    return call
+def mothball(fleet: FleetRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """`mothball(...)` with the fleet's settings, in this process."""
+    return beside_jobs(fleet.settings, monkeypatch, capsys)
 
 
 def names(fleet: FleetRun) -> list[str]:
     return [each.name for each in snapshots(Store(fleet.settings.store_dir).refs(ID))]
 
 
-def test_the_command_line_from_a_snapshot_to_its_end(fleet: FleetRun, mothball: Callable[..., Said]) -> None:
+def test_the_command_line_from_a_snapshot_to_its_end(fleet: FleetRun, mothball: Callable[..., Answer]) -> None:
     """snapshot, snapshots, keep, forget, retention, retain: here and as a job of the host."""
     fleet.worker()
     done = mothball("snapshot", ID)

@@ -6,13 +6,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import redis
 from celery.exceptions import Ignore
 
-from mothball.cli.app import run
 from mothball.errors import Corrupt, InvalidParams, NotFound
 from mothball.registry.standing import StoreFacts
 from mothball.settings import Settings
@@ -21,24 +20,12 @@ from mothball.store.blobs import file_lock
 from mothball.store.refs import RELEASED
 from mothball.store.trash import Trash
 from tasks import collect as jobs
+from tests.commands import Answer, beside_jobs
 from tests.conftest import NO_REDIS
 from tests.integration.test_snapshot_jobs import ID, Here
-from workers.config import settings_env
-from workers.main import build
 from workers.redis_server import RedisServer
 
 DAY = 86_400.0
-
-
-class Said(NamedTuple):
-    """What one command line gave."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 @pytest.fixture
@@ -55,17 +42,8 @@ def here(private_redis: RedisServer, make_settings: Callable[..., Settings], tmp
 
 
 @pytest.fixture
-def mothball(here: Here, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    for name, value in settings_env(here.settings).items():
-        monkeypatch.setenv(name, value)
-
-    def call(*argv: str) -> Said:
-        capsys.readouterr()
-        code = run(build(), argv)
-        printed = capsys.readouterr()
-        return Said(code, printed.out, printed.err)
-
-    return call
+def mothball(here: Here, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    return beside_jobs(here.settings, monkeypatch, capsys)
 
 
 def age(here: Here, seconds: float = DAY) -> None:
@@ -274,7 +252,7 @@ def test_captures_that_a_workspace_left_behind_on_this_host_are_reported_and_can
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_commands_collect_and_bring_back(here: Here, mothball: Callable[..., Said]) -> None:
+def test_the_commands_collect_and_bring_back(here: Here, mothball: Callable[..., Answer]) -> None:
     digest = forgotten(here)
     age(here, 100)
     told = mothball("collect", "--dry-run")
@@ -297,7 +275,7 @@ def test_the_commands_collect_and_bring_back(here: Here, mothball: Callable[...,
     assert here.counters()["collections"] == 2
 
 
-def test_the_command_brings_back_what_it_can_and_says_what_is_lost(here: Here, mothball: Callable[..., Said]) -> None:
+def test_the_command_brings_back_what_it_can_and_says_what_is_lost(here: Here, mothball: Callable[..., Answer]) -> None:
     lost = forgotten(here)
     (here.folder / "more").write_text("second")
     here.run("workspace.capture")
@@ -314,7 +292,7 @@ def test_the_command_brings_back_what_it_can_and_says_what_is_lost(here: Here, m
     ]  # fmt: skip
 
 
-def test_the_commands_say_what_is_wrong(here: Here, mothball: Callable[..., Said]) -> None:
+def test_the_commands_say_what_is_wrong(here: Here, mothball: Callable[..., Answer]) -> None:
     here.run("workspace.capture")
     assert mothball("collect", "--no-wait").code == 2
     assert mothball("undelete", "--host", "h").code == 2
@@ -331,7 +309,7 @@ def test_the_commands_say_what_is_wrong(here: Here, mothball: Callable[..., Said
 
 
 def test_without_redis_blobs_are_collected_and_layouts_left_alone(
-    here: Here, mothball: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+    here: Here, mothball: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten(here)
     here.registry.workspaces.release(ID)

@@ -5,31 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from mothball.cli.app import run
 from mothball.errors import InvalidParams, MothballError
 from mothball.settings import Settings
 from mothball.store.manifest import load_manifest
 from tasks import services
 from tasks.verify import _bounded, verify_all
+from tests.commands import Answer, beside_jobs
 from tests.integration.test_snapshot_jobs import ID, Here
 from tests.unit.store.build import damage
-from workers.main import build
 from workers.redis_server import RedisServer
-
-
-class Answer(NamedTuple):
-    """What one command printed."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 @pytest.fixture
@@ -50,19 +38,7 @@ def here(redis_server: RedisServer, make_settings: Callable[..., Settings], tmp_
 @pytest.fixture
 def cli(here: Here, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """`cli("diff", ...)`: one command line in this process, with the settings of `here`."""
-    settings = here.settings
-    for name in ("namespace", "host", "data_dir"):
-        monkeypatch.setenv(f"MOTHBALL_{name.upper()}", str(getattr(settings, name)))
-    monkeypatch.setenv("MOTHBALL_REDIS_URL", settings.redis_url.get_secret_value())
-    monkeypatch.setenv("MOTHBALL_WORKSPACE_ROOTS", ":".join(map(str, settings.workspace_roots)))
-
-    def call(*argv: str) -> Answer:
-        capfd.readouterr()  # what the jobs logged
-        code = run(build(), argv)
-        printed = capfd.readouterr()
-        return Answer(code, printed.out, printed.err)
-
-    return call
+    return beside_jobs(here.settings, monkeypatch, capfd)
 
 
 EXPECTED = "M a.txt\nD b.txt\nA new.txt\nP sub/c.txt  (mode 0644, now 0755)\n"

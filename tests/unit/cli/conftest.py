@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from mothball import errors
-from mothball.cli.app import run
 from mothball.registry import CancelResult, Event, Host, Job, TouchResult, Workspace
 from mothball.settings import Settings
-from workers.main import build
+from tests.commands import Answer, in_process
 
 NOW = 1_700_000_100_000
-
-
-class Answer(NamedTuple):
-    """What one command printed."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        """stdout as one JSON document."""
-        return json.loads(self.out)
 
 
 def workspace(**fields: Any) -> Workspace:
@@ -134,10 +120,4 @@ def fake_fleet(monkeypatch: pytest.MonkeyPatch) -> type[FakeFleet]:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """`cli("ls", "--json")`: run one command line in this process."""
-
-    def call(*argv: str) -> Answer:
-        code = run(build(), argv)
-        printed = capsys.readouterr()
-        return Answer(code, printed.out, printed.err)
-
-    return call
+    return in_process(capsys)

@@ -15,7 +15,8 @@ import pytest
 from mothball import errors
 from mothball.cli.jobs import OMISSION_HINTS
 from mothball.settings import Settings
-from tests.unit.cli.conftest import NOW, Answer, FakeFleet, job, workspace
+from tests.commands import Answer
+from tests.unit.cli.conftest import NOW, FakeFleet, job, workspace
 from workers.main import build
 
 Cli = Callable[..., Answer]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.conftest import Answer
+from tests.commands import Answer
 
 Cli = Callable[..., Answer]
 
