@@ -6,13 +6,8 @@ The tree is copied; the original is only read. Results go to a table and to ``be
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import sys
-import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,8 @@ from rich.console import Console
 
 from benchmarks import fleet, report, rounds, startup, trees
 from benchmarks.contenders import ALL, Contender
-from benchmarks.measure import CommandFailed, count_files, size_of
+from benchmarks.measure import CommandFailed, size_of
+from benchmarks.session import finish, session
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOM_FACTOR = 9
@@ -38,45 +34,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace, console: Console) -> int:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mothball-bench"
-    source = options.tree.expanduser().resolve() if options.tree else trees.default_tree(cache, console.print)
-    if not source.is_dir():
-        console.print(f"{source} is not a directory")
-        return 2
-    kinds, skipped = _contenders()
-    size, files = size_of(source), count_files(source)
-    place = options.work or cache
-    place.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(place).free
-    if free < size * ROOM_FACTOR:
-        needed = f"{size * ROOM_FACTOR / 1e9:.1f} GB"
-        console.print(f"{place} has {free / 1e9:.1f} GB free and {needed} are needed; choose another with --work")
-        return 2
-    found: dict[str, Any] = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
-        "versions": {kind.name: kind.version() for kind in kinds},
-        "tree": {"files": files, "bytes": size, "default": options.tree is None},
-        "rounds": options.rounds,
-        "skipped": skipped,
-    }
-    with tempfile.TemporaryDirectory(prefix="mothball-bench-", dir=place) as folder:
-        work = Path(folder)
-        tree = work / "tree" / "workspace"
-        console.print(f"copying {files} files, {size / 1e6:.0f} MB")
-        trees.copy(source, tree)
-        trees.settle()
+    with session(options, ALL, "bench", ROOM_FACTOR, console.print) as (work, tree, kinds, found):
         samples = rounds.run_rounds(kinds, tree, work, options.rounds, console.print)
         found["samples"], found["medians"] = samples, rounds.medians(samples)
         if not options.quick:
             _extras(found, kinds, tree, work, console)
     found["bars"] = report.bars(found)
     report.show(found, console)
-    out = options.out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=2) + "\n")
-    console.print(f"written: {out}")
-    return 1 if options.check and any(bar["met"] is False for bar in found["bars"]) else 0
+    return finish(found, options, console)
 
 
 def _extras(found: dict[str, Any], kinds: list[type[Contender]], tree: Path, work: Path, console: Console) -> None:
@@ -90,11 +55,6 @@ def _extras(found: dict[str, Any], kinds: list[type[Contender]], tree: Path, wor
     trees.settle()
     found["big"] = rounds.big_file_peaks(kinds, big, work, console.print)
     found["fleet"] = fleet.measure(tree, big, work, console.print)
-
-
-def _contenders() -> tuple[list[type[Contender]], dict[str, str]]:
-    skipped = {kind.name: f"{', '.join(kind.missing())} is not installed (make system-deps)" for kind in ALL if kind.missing()}
-    return [kind for kind in ALL if kind.name not in skipped], skipped
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:

@@ -11,10 +11,8 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import CommandFailed, clean_environment, median, run
+from benchmarks.session import finish, header
 from mothball.store import Store
 from mothball.store.manifest import MEDIA_CONFIG, MEDIA_LAYER, PREFIX, Descriptor, build_manifest
 
@@ -58,10 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(str(error), markup=False)
         return 2
     _show(found, console)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    console.print(f"written: {options.out}")
-    return 1 if options.check and not all(bar["met"] for bar in found["bars"]) else 0
+    return finish(found, options, console)
 
 
 def _measure(options: argparse.Namespace, work: Path, console: Console) -> dict[str, Any]:
@@ -88,8 +84,7 @@ def _measure(options: argparse.Namespace, work: Path, console: Console) -> dict[
     ratio = medians["collect_seconds"] / medians["rm_seconds"]
     bars = [{"bar": "collection / rm -r of what went", "value": ratio, "limit": SLOWER, "unit": "x", "met": ratio <= SLOWER}]
     found: dict[str, Any] = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        **header(),
         "blobs": options.blobs, "rounds": options.rounds, "medians": medians, "bars": bars,
         "samples": {"collect": collected, "rm": removed},
     }  # fmt: skip

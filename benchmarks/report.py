@@ -98,6 +98,11 @@ def show(found: dict[str, Any], console: Console) -> None:
             f"Through the fleet: a job adds {fleet['overhead_ms']:.1f} ms (the caller of wait() sees {fleet['wait_ms']:.1f} ms); "
             f"peak of the worker's largest process: {shown}"
         )
+    show_bars(found, console)
+
+
+def show_bars(found: dict[str, Any], console: Console) -> None:
+    """Which bars were met, and who was not there."""
     verdicts = Table("bar", "measured", "limit", "", title="bars")
     for bar in found["bars"]:
         value = "-" if bar["value"] is None else f"{bar['value']:.2f} {bar['unit']}"

@@ -7,16 +7,10 @@ compare two generations and to verify. Results go to a table and to ``bench-out/
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import shlex
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +20,10 @@ from rich.table import Table
 from benchmarks import trees
 from benchmarks.contenders import ROOT, Borg, Contender, Mothball, Restic, Tar
 from benchmarks.measure import CommandFailed, Cost, clean_environment, count_files, median, run, size_of
+from benchmarks.report import show_bars
+from benchmarks.rounds import Samples, Say
+from benchmarks.rounds import medians as medians_of
+from benchmarks.session import finish, session
 
 WORKSPACE = "bench/tree#1"
 KINDS: tuple[type[Contender], ...] = (Mothball, Tar, Borg, Restic)
@@ -50,61 +48,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace, console: Console) -> int:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mothball-bench"
-    source = options.tree.expanduser().resolve() if options.tree else trees.default_tree(cache, console.print)
-    if not source.is_dir():
-        console.print(f"{source} is not a directory")
-        return 2
-    size, files = size_of(source), count_files(source)
-    place = options.work or cache
-    place.mkdir(parents=True, exist_ok=True)
     # Work copy, repositories, every restored tree of every round, and some air.
-    needed = size * (3 + len(KINDS) * (1 + options.rounds))
-    if (free := shutil.disk_usage(place).free) < needed:
-        console.print(f"{place} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed; choose another with --work")
-        return 2
-    skipped = {kind.name: f"{', '.join(kind.missing())} is not installed (make system-deps)" for kind in KINDS if kind.missing()}
-    kinds = [kind for kind in KINDS if kind.name not in skipped]
-    found: dict[str, Any] = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
-        "versions": {kind.name: kind.version() for kind in kinds},
-        "tree": {"files": files, "bytes": size, "default": options.tree is None},
-        "rounds": options.rounds,
-        "skipped": skipped,
-    }
-    with tempfile.TemporaryDirectory(prefix="mothball-restore-", dir=place) as folder:
-        work = Path(folder)
-        tree = work / "tree" / "workspace"
-        console.print(f"copying {files} files, {size / 1e6:.0f} MB")
-        trees.copy(source, tree)
-        trees.settle()
+    room = 3 + len(KINDS) * (1 + options.rounds)
+    with session(options, KINDS, "restore", room, console.print) as (work, tree, kinds, found):
         tools = [kind(work / kind.__name__.lower()) for kind in kinds]
         for tool in tools:
             tool.prepare()
             tool.capture(tree, "first")
         found["samples"] = _rounds(tools, tree, work, options.rounds, console.print)
-        found["medians"] = {
-            name: {figure: median(values) for figure, values in figures.items()} for name, figures in found["samples"].items()
-        }
+        found["medians"] = medians_of(found["samples"])
         if not options.quick:
             own = next(tool for tool in tools if isinstance(tool, Mothball))
             found["more"] = _more(own, tree, work, options.rounds, console.print)
     found["bars"] = _bars(found)
     _show(found, console)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    console.print(f"written: {options.out}")
-    return 1 if options.check and any(bar["met"] is False for bar in found["bars"]) else 0
+    return finish(found, options, console)
 
 
 # -- restores ----------------------------------------------------------------------------------------------------------------
 
 
 def _rounds(
-    tools: list[Contender], tree: Path, work: Path, rounds: int, say: Callable[[str], None]
-) -> dict[str, dict[str, list[float]]]:
-    samples: dict[str, dict[str, list[float]]] = {tool.name: {"seconds": [], "peak": [], "cpu": []} for tool in tools}
+    tools: list[Contender], tree: Path, work: Path, rounds: int, say: Say
+) -> Samples:
+    samples: Samples = {tool.name: {"seconds": [], "peak": [], "cpu": []} for tool in tools}
     expected = count_files(tree)
     for number in range(rounds):
         turn = number % len(tools)
@@ -141,7 +108,7 @@ def _restore(tool: Contender, tree: Path, out: Path) -> Cost:
 # -- looking, comparing, verifying -------------------------------------------------------------------------------------------
 
 
-def _more(own: Mothball, tree: Path, work: Path, rounds: int, say: Callable[[str], None]) -> dict[str, float]:
+def _more(own: Mothball, tree: Path, work: Path, rounds: int, say: Say) -> dict[str, float]:
     first = own.last_digest
     count = trees.change(tree, trees.SEED)
     trees.settle()
@@ -232,14 +199,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
             f"{more['diff_ms']:.1f} ms; verify --deep: {more['blob_bytes'] / 1e6:.0f} MB in {more['verify_seconds']:.2f} s, "
             f"sha256sum {more['sha256sum_seconds']:.2f} s"
         )
-    verdicts = Table("bar", "measured", "limit", "", title="bars")
-    for bar in found["bars"]:
-        value = "-" if bar["value"] is None else f"{bar['value']:.2f} {bar['unit']}"
-        verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: "not measured"}[bar["met"]]
-        verdicts.add_row(bar["bar"], value, f"{bar['limit']} {bar['unit']}", verdict)
-    console.print(verdicts)
-    for name, why in found["skipped"].items():
-        console.print(f"{name} was skipped: {why}")
+    show_bars(found, console)
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
