@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+from mothball.store.below import FILE_FLAGS, FOLDER_FLAGS
+
 SMALL: Final = 4096
 MAX_PACKED_REFS: Final = 32 * 1024**2
 MAX_LOG: Final = 8 * 1024**2

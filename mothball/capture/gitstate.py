@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from mothball.capture.gitdir import (
-    FILE_FLAGS,
     MAX_CONFIG,
     MAX_INDEX,
     SMALL,
@@ -38,6 +37,7 @@ from mothball.capture.gitdir import (
     read_file,
 )
 from mothball.capture.types import printable
+from mothball.store.below import FILE_FLAGS
 
 MAX_REPOSITORIES: Final = 50
 COMMAND_SECONDS: Final = 5.0

@@ -8,6 +8,8 @@ from typing import Any
 
 from mothball.capture.listing import LABEL_BYTES, fitting, omission_label
 from mothball.capture.types import CaptureOptions, Omission
+from mothball.errors import Corrupt
+from mothball.store.foreign import read_json
 from mothball.store.left_out import OMISSIONS, RULES
 from mothball.store.manifest import PREFIX
 
@@ -43,10 +45,10 @@ def same_labels(config: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 def _left_out(label: Any) -> tuple[bool, set[tuple[str, str]]] | None:
     try:
-        found = json.loads(label)
+        found = read_json(label, dict[str, Any], "the list of what was left out")
         pairs = {(item["path"], item["reason"]) for item in found["listed"] if item["reason"] != _PASSING}
         return bool(found["further"]), pairs
-    except (ValueError, TypeError, KeyError):
+    except (Corrupt, TypeError, KeyError):
         return None
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mothball.errors import AlreadyExists, InvalidParams, OperationFailed, PathNotAllowed
+from mothball.store.below import FOLDER_FLAGS, lies_in
 from mothball.store.blobs import full_disk_is_no_space, sync_folder
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RANDOM = 8
 _LONG_NAME = 200
 """Bytes of a name above which a scratch folder beside it is named by its hash."""
@@ -37,13 +37,10 @@ def check_new(path: Path, store: Path) -> Path:
         raise _exists(place)
     if not place.parent.is_dir():
         raise InvalidParams(f"{place.parent} is not a folder; nothing was written")
-    for folder in (real := place.parent.resolve(), *real.parents):
-        with suppress(OSError):  # by what they are and not by their names: the store may be mounted twice
-            if folder.samefile(store):
-                raise PathNotAllowed(
-                    f"{place} is inside the store at {store}, whose folders are no place for exports; choose another",
-                    path=str(place),
-                )
+    if lies_in(place.parent.resolve(), store):
+        raise PathNotAllowed(
+            f"{place} is inside the store at {store}, whose folders are no place for exports; choose another", path=str(place)
+        )
     return place
 
 
@@ -85,7 +82,7 @@ def _make(folder: Path) -> int | None:
     """Make `folder`; its lock tells others that whoever fills it lives. None when another took it for a stale one before."""
     folder.mkdir(mode=0o700)
     with suppress(FileNotFoundError):
-        fd = os.open(folder, _FOLDER)
+        fd = os.open(folder, FOLDER_FLAGS)
         if _lock(fd) is not False and folder.exists():
             return fd
         os.close(fd)
@@ -98,7 +95,7 @@ def _remove_stale(parent: Path, prefix: str) -> None:
         if not name.startswith(prefix) or len(name) != len(prefix) + 2 * _RANDOM:
             continue
         with suppress(OSError):
-            fd = os.open(parent / name, _FOLDER)
+            fd = os.open(parent / name, FOLDER_FLAGS)
             try:
                 if os.fstat(fd).st_uid == os.geteuid() and _lock(fd):
                     shutil.rmtree(parent / name, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mothball.errors import InvalidParams, PathNotAllowed
@@ -43,6 +44,23 @@ def open_below(root: Path, parts: Sequence[str]) -> int:
             os.close(fd)
         fd = deeper
     return fd
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """True when the real path `path` is `folder` or lies below it; False while there is no such folder.
+
+    By device and inode: one folder can have many names (links above it, bind mounts).
+    """
+    mine = identity(folder.resolve())
+    return mine is not None and any(identity(each) == mine for each in (path, *path.parents))
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode; None for what is not there."""
+    with suppress(OSError):
+        found = os.lstat(path)
+        return found.st_dev, found.st_ino
+    return None
 
 
 def read_small(folder_fd: int, name: str, limit: int) -> bytes | None:

@@ -20,6 +20,7 @@ from io import FileIO
 from pathlib import Path
 
 from mothball.errors import Busy, Corrupt, InvalidParams, NoSpace
+from mothball.store.below import FILE_FLAGS
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -125,7 +126,7 @@ def read_regular(path: Path) -> bytes:
     Raises `Corrupt` for what is no regular file, `FileNotFoundError`, `OSError`.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, FILE_FLAGS)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENXIO}:
             raise Corrupt(what=str(path), reason="it is no regular file") from None
@@ -235,7 +236,7 @@ class BlobStore:
         """The blob for random reads. Content is not checked here: callers check what they read."""
         try:
             # A FIFO or a link in place of a blob must neither hang a reader nor lead it out of the store.
-            fd = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(self.path(digest), FILE_FLAGS)
         except FileNotFoundError:
             raise Corrupt(what=f"blob {digest}", reason="it is missing from the store") from None
         except OSError as error:

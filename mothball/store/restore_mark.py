@@ -12,8 +12,10 @@ import os
 from contextlib import suppress
 from typing import Any, Final
 
+from mothball.errors import Corrupt
 from mothball.store.below import read_small
 from mothball.store.folders import explained
+from mothball.store.foreign import read_json
 from mothball.store.unpack import TEMP_PREFIX
 
 MARK: Final = TEMP_PREFIX + b"unfinished"
@@ -26,10 +28,9 @@ def read_mark(fd: int) -> dict[str, Any] | None:
     try:
         if os.stat(MARK, dir_fd=fd, follow_symlinks=False).st_uid != os.geteuid():
             return None
-        found = json.loads(read_small(fd, os.fsdecode(MARK), _LIMIT) or b"null")
-    except (OSError, ValueError, RecursionError):
+        return read_json(read_small(fd, os.fsdecode(MARK), _LIMIT) or b"", dict[str, Any], "the mark of a restore")
+    except (OSError, Corrupt):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def write_mark(fd: int, says: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Final, Literal
 
 from mothball.errors import AlreadyExists, NoSpace
+from mothball.store.below import FILE_FLAGS
 from mothball.store.folders import Folders, explained
 from mothball.store.left_out import LeftOut
 from mothball.store.merge import Found
@@ -21,7 +22,6 @@ from mothball.store.restore_result import Action
 from mothball.store.selection import Patterns, Selection, by_path, estimate
 
 Overwrite = Literal["never", "changed", "always"]
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STEP: Final = 1024**2
 _SHOWN: Final = 5
 
@@ -248,7 +248,7 @@ class Comparison:
             return self._hashes[key]
         above, _, name = path.rpartition(b"/")
         try:
-            fd = os.open(name, _READ, dir_fd=self._folders.open(above))
+            fd = os.open(name, FILE_FLAGS, dir_fd=self._folders.open(above))
         except OSError:
             return None
         sha = hashlib.sha256()

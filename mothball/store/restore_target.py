@@ -19,9 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from mothball.errors import AlreadyExists, Busy, InvalidParams, OperationFailed, PathNotAllowed
-from mothball.store.below import FOLDER_FLAGS, check_path, open_below
+from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, OperationFailed, PathNotAllowed
+from mothball.store.below import FOLDER_FLAGS, check_path, identity, lies_in, open_below
 from mothball.store.folders import explained
+from mothball.store.foreign import read_json
 from mothball.store.read import show
 
 SUFFIX: Final = b".mothball-restore"
@@ -114,27 +115,18 @@ def open_target(path: Path, roots: Sequence[Path] | None, forbidden: Path) -> It
 
 
 def _not_in_store(path: Path, store: Path) -> None:
-    """By device and inode: one folder can have many names (links above it, bind mounts)."""
     real, inner = path.parent.resolve() / path.name, store.resolve()
-    mine = _identity(inner)
-    if mine is None:
+    if identity(inner) is None:
         return  # no store yet, and nothing in it
-    if real.is_relative_to(inner) or any(_identity(each) == mine for each in (real, *real.parents)):
+    if lies_in(real, inner):
         raise PathNotAllowed(f"{str(path)!r} lies in the store {str(store)!r}; nothing is restored into it", path=str(path))
-    target = _identity(real)
-    if target is not None and any(_identity(each) == target for each in inner.parents):
+    # Not resolved: a link in the place of the target is refused as such.
+    target = identity(real)
+    if target is not None and any(identity(each) == target for each in inner.parents):
         raise PathNotAllowed(
             f"{str(path)!r} holds the store {str(store)!r}, which a restore might overwrite or delete; choose another target",
             path=str(path),
         )
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode; None for what is not there."""
-    with suppress(OSError):
-        found = os.lstat(path)
-        return found.st_dev, found.st_ino
-    return None
 
 
 class Sibling:
@@ -152,10 +144,9 @@ class Sibling:
             return {}
         with os.fdopen(fd, "rb") as file:
             try:
-                found = json.loads(file.read(_STATE_BYTES))
-            except ValueError:
+                return read_json(file.read(_STATE_BYTES), dict[str, Any], "the state of a restore")
+            except Corrupt:
                 return {}
-        return found if isinstance(found, dict) else {}
 
     def say(self, state: dict[str, Any]) -> None:
         """Write down what it is for, in one step."""

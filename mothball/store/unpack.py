@@ -19,6 +19,7 @@ from itertools import chain
 from typing import Final
 
 from mothball.errors import OperationFailed
+from mothball.store.below import FILE_FLAGS
 from mothball.store.folders import Folders, denied, explained
 from mothball.store.frames import Frames, Unit
 from mothball.store.merge import Found
@@ -204,7 +205,7 @@ class Unpacker:
             if row.type == "l":
                 self._dress_link(folder, name, found, inode)
                 return
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            fd = os.open(name, FILE_FLAGS, dir_fd=folder)
             try:
                 now = os.fstat(fd)
                 if (now.st_dev, now.st_ino) != inode:
