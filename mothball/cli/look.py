@@ -54,8 +54,8 @@ def files(
         elif long:
             _print_lines(_long_line(each) for each in _entries(tree, entry))
         elif entry.type == "dir":
-            for rows, _, _ in tree.runs(folder):
-                _print_names([row.path for row in rows])
+            for names in tree.names(folder):
+                _print_names(names)
         else:
             line(escape(entry.path))
 

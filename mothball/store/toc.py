@@ -11,7 +11,7 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Annotated, Any, BinaryIO, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 import zstandard
@@ -54,25 +54,34 @@ _FEW: Final = 64
 """So many rows of a block are decoded one by one; a whole block of 1024 takes as long as some 200 of them."""
 
 
-class _Path(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """The first field of a row; the others are passed over."""
+class NameRow(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """The first two fields of a row, for whoever lists names; the others are passed over unread, and so unchecked."""
 
     path: bytes
+    type: Literal["f", "d", "l", "h", "m"]
 
 
 _MOST: Final = msgspec.Meta(max_length=BLOCK_ROWS)
 _index_decoder = msgspec.msgpack.Decoder(Index)
 _rows_decoder = msgspec.msgpack.Decoder(Annotated[list[TocRow], _MOST])
-_names_decoder = msgspec.msgpack.Decoder(Annotated[list[_Path], _MOST])
+_names_decoder = msgspec.msgpack.Decoder(Annotated[list[NameRow], _MOST])
 _raw_decoder = msgspec.msgpack.Decoder(Annotated[list[msgspec.Raw], _MOST])
 _row_decoder = msgspec.msgpack.Decoder(TocRow)
 
 
-class _Names(NamedTuple):
-    """Of one block the keys of its rows, and the rows as they are stored."""
+class Rows(NamedTuple):
+    """The rows of one block, and the keys under which they sort."""
 
     keys: list[bytes]
-    rows: list[msgspec.Raw]
+    rows: list[TocRow]
+
+
+class Named(NamedTuple):
+    """Of one block the keys of its rows, their names with their types, and the block as it is encoded."""
+
+    keys: list[bytes]
+    rows: list[NameRow]
+    raw: bytes
 
 
 def row_key(row: TocRow) -> bytes:
@@ -98,8 +107,9 @@ class Toc:
         self.entries = index.entries
         self._firsts = [block.first for block in self.blocks]
         self._decoder = zstandard.ZstdDecompressor()
-        self._cache: dict[int, list[TocRow]] = {}
-        self._named: dict[int, _Names] = {}
+        self._cache: dict[int, Rows] = {}
+        self._named: dict[int, Named] = {}
+        self._stored: dict[int, list[msgspec.Raw]] = {}
         self.starts: list[int] = [0]
         """Offset of each frame in the decompressed stream, and last the stream's length."""
         for frame in self.frames:
@@ -149,10 +159,8 @@ class Toc:
         """The rows in order, beginning with the first whose `sort_key` is at least `start`; one block in memory at a time."""
         first = self.block_of(start)
         for number in range(first, len(self.blocks)):
-            rows = self.block(number)
-            if number == first and start:
-                rows = rows[bisect_left(rows, start, key=row_key) :]
-            yield from rows
+            keys, rows = self.block(number)
+            yield from rows[bisect_left(keys, start) :] if number == first and start else rows
 
     def block_of(self, key: bytes) -> int:
         """The number of the block that has the first row whose key is at least `key`, or of the one before it."""
@@ -171,15 +179,15 @@ class Toc:
         for number in range(self.block_of(start), len(self.blocks)):
             if stop is not None and self._firsts[number] >= stop:
                 return
-            names = self._names(number)
-            first = bisect_left(names.keys, start)
-            last = len(names.keys) if stop is None else bisect_left(names.keys, stop, lo=first)
+            keys = self.names(number).keys
+            first = bisect_left(keys, start)
+            last = len(keys) if stop is None else bisect_left(keys, stop, lo=first)
             if last - first > _FEW:
-                yield from self.block(number)[first:last]
+                yield from self.block(number).rows[first:last]
             else:
                 for place in range(first, last):
-                    yield self._row(number, names.rows[place])
-            if last < len(names.keys):
+                    yield self._row(number, place)
+            if last < len(keys):
                 return
 
     def removes(self, path: bytes) -> bool:
@@ -188,32 +196,33 @@ class Toc:
             self._removed_set = frozenset(self.removed)
         return path in self._removed_set
 
-    def block(self, number: int) -> list[TocRow]:
+    def block(self, number: int) -> Rows:
         """The rows of one block, checked; the last few blocks stay in memory."""
-        rows = self._cache.get(number)
-        if rows is None:
-            rows = self._decode_block(number)
-            _remember(self._cache, number, rows)
-        return rows
+        block = self._cache.get(number)
+        if block is None:
+            rows: list[TocRow] = self._decoded(number, self._raw(number), _rows_decoder)
+            block = Rows(self._check_names(number, [row.path for row in rows]), rows)
+            self._check_rows(rows)
+            _remember(self._cache, number, block)
+        return block
 
-    def _decode_block(self, number: int) -> list[TocRow]:
-        rows: list[TocRow] = self._decoded(number, self._raw(number), _rows_decoder)
-        self._check_names(number, [row.path for row in rows])
-        self._check_rows(rows)
-        return rows
-
-    def _names(self, number: int) -> _Names:
-        """The names of one block, checked, and its rows as they are stored; of the last few blocks they stay in memory."""
-        names = self._named.get(number)
-        if names is None:
+    def names(self, number: int) -> Named:
+        """The names of one block, checked as such, at a third of the cost of `block`; the last few blocks stay in memory."""
+        named = self._named.get(number)
+        if named is None:
             raw = self._raw(number)
-            paths = [row.path for row in self._decoded(number, raw, _names_decoder)]
-            names = _Names(self._check_names(number, paths), self._decoded(number, raw, _raw_decoder))
-            _remember(self._named, number, names)
-        return names
+            rows: list[NameRow] = self._decoded(number, raw, _names_decoder)
+            named = Named(self._check_names(number, [row.path for row in rows]), rows, raw)
+            _remember(self._named, number, named)
+        return named
 
-    def _row(self, number: int, raw: msgspec.Raw) -> TocRow:
-        row = self._decoded(number, raw, _row_decoder)
+    def _row(self, number: int, place: int) -> TocRow:
+        """One row of a block of which no other may be wanted."""
+        stored = self._stored.get(number)
+        if stored is None:
+            stored = self._decoded(number, self.names(number).raw, _raw_decoder)
+            _remember(self._stored, number, stored)
+        row = self._decoded(number, stored[place], _row_decoder)
         self._check_rows((row,))
         return row
 

@@ -16,7 +16,7 @@ from mothball.errors import Corrupt, InvalidParams, NotFound, Oversize
 from mothball.store import Store
 from mothball.store.blobs import BlobStore, check_digest
 from mothball.store.manifest import MEDIA_LAYER, Descriptor, Manifest, load_manifest
-from mothball.store.merge import Found, Hidden, Run, flat, merged
+from mothball.store.merge import Found, Hidden, flat, merged
 from mothball.store.read import ContentReader, FrameCache, Layer, clean_path, show
 from mothball.store.toc import Toc, sort_key
 
@@ -121,13 +121,19 @@ class Tree:
 
     def below(self, prefix: str | bytes = "") -> Iterator[Found]:
         """What `walk` finds, as the layers' own rows. Errors as `walk`, those about `prefix` at once."""
-        return flat(self.runs(prefix))
-
-    def runs(self, prefix: str | bytes = "") -> Iterator[Run]:
-        """`below` in pieces, for whoever needs all names at once: most of them come by the hundred."""
         path = clean_path(prefix)
         self._folder(path)
-        return merged(self.layers, path, self.hidden_at(path))
+        return flat(merged(self.layers, path, self.hidden_at(path)))
+
+    def names(self, prefix: str | bytes = "") -> Iterator[list[bytes]]:
+        """The paths of everything below the folder `prefix`, in the order of `walk`, by the hundred. Errors as `listdir`.
+
+        Rows are checked as far as they are read: a lie about a size or a digest is found by who reads those.
+        """
+        path = clean_path(prefix)
+        self._folder(path)
+        for rows, _, _ in merged(self.layers, path, self.hidden_at(path), names_only=True):
+            yield [row.path for row in rows]
 
     def rows(self) -> Iterator[Found]:
         """The root folder and everything below it, in the order of `walk`, for whoever copies content frame by frame.

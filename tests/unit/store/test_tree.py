@@ -189,7 +189,7 @@ def test_one_path_reads_one_block_per_layer_and_decodes_its_row_alone(store: Sto
         return original(self, number)
 
     monkeypatch.setattr(toc_module.Toc, "_raw", counting)
-    monkeypatch.setattr(toc_module.Toc, "_decode_block", lambda _self, number: pytest.fail(f"all of block {number}"))
+    monkeypatch.setattr(toc_module.Toc, "block", lambda _self, number: pytest.fail(f"all of block {number}"))
     with Tree.open(store, digest) as tree:
         tree.find("f03000")
         assert len(read) == 2
