@@ -93,6 +93,23 @@ class Settings(BaseSettings):
     reserve_bytes: int = Field(64 * 1024**2, ge=0, description="bytes kept back so that a full disk can be collected; 0: none")
     verify_seconds: int = Field(86_400, ge=10, description="interval of maintenance.verify")
     verify_sample_percent: float = Field(5.0, gt=0, le=100, description="share of the store's bytes each sweep reads again")
+    policy: str = Field(
+        "ttl=24h,cap=100",
+        description="what reclaims a workspace, unless a policy of the fleet, its repo or its own says otherwise",
+    )
+    sweep_seconds: int = Field(300, ge=1, description="interval of maintenance.sweep: expiry, cap and budget (B-70)")
+    stop_stale_seconds: int = Field(60, ge=1, description="interval of maintenance.stop_stale: auto-stop, strand, abandon (N-31)")
+    reconcile_seconds: int = Field(300, ge=1, description="interval of maintenance.reconcile: runtimes that died unseen (N-34)")
+    sweep_batch: int = Field(500, ge=1, le=10_000, description="workspaces a sweep looks at in one step")
+    notice_hook: str = Field(
+        "", description="asked before an announced stop or eviction: a command line or an http(s) URL; empty: nobody"
+    )
+    runtime_commands: str = Field(
+        "", description="folder with the operator's own runtime drivers (driver `command`); empty: that driver is refused"
+    )
+    docker_socket: str = Field(
+        "", description="unix socket of the Docker or Podman API (drivers `docker`, `podman`); empty: those drivers are refused"
+    )
     docker_config: Path = Field(Path("~/.docker/config.json"), description="docker's config file with registry credentials")
     insecure_registries: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="registries (host:port), separated by ',', reached over plain HTTP; loopback ones always are"
