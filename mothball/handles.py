@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mothball.capture import CaptureResult
-    from mothball.client import Fleet
+    from mothball.client_base import Connected
     from mothball.registry import Job
     from mothball.store.restore_result import RestoreResult
     from mothball.store.snapshots import SnapshotResult
@@ -32,7 +32,7 @@ class JobHandle(Generic[ResultT]):
     the same job.
     """
 
-    def __init__(self, fleet: Fleet, job_id: str, decode: Callable[[dict[str, Any]], ResultT], *, joined: bool = False) -> None:
+    def __init__(self, fleet: Connected, job_id: str, decode: Callable[[dict[str, Any]], ResultT], *, joined: bool = False) -> None:
         self._fleet = fleet
         self._decode = decode
         self.id = job_id
@@ -109,14 +109,14 @@ class JobHandle(Generic[ResultT]):
 class CaptureJob(JobHandle["CaptureResult"]):
     """A submitted capture; `wait` returns the `CaptureResult`."""
 
-    def __init__(self, fleet: Fleet, job_id: str, *, joined: bool = False) -> None:
+    def __init__(self, fleet: Connected, job_id: str, *, joined: bool = False) -> None:
         super().__init__(fleet, job_id, _capture_result, joined=joined)
 
 
 class SnapshotJob(JobHandle["SnapshotResult"]):
     """A submitted snapshot; `wait` returns the `SnapshotResult`."""
 
-    def __init__(self, fleet: Fleet, job_id: str) -> None:
+    def __init__(self, fleet: Connected, job_id: str) -> None:
         super().__init__(fleet, job_id, _snapshot_result)
 
 
@@ -164,7 +164,7 @@ class PullResult(NamedTuple):
 class RestoreJob(JobHandle["RestoreResult"]):
     """A submitted restore; `wait` returns the `RestoreResult`, with the first actions only."""
 
-    def __init__(self, fleet: Fleet, job_id: str) -> None:
+    def __init__(self, fleet: Connected, job_id: str) -> None:
         super().__init__(fleet, job_id, _restore_result)
 
 
@@ -179,14 +179,14 @@ def _restore_result(outcome: dict[str, Any]) -> RestoreResult:
 class PushJob(JobHandle[PushResult]):
     """A submitted push; `wait` returns the `PushResult`."""
 
-    def __init__(self, fleet: Fleet, job_id: str) -> None:
+    def __init__(self, fleet: Connected, job_id: str) -> None:
         super().__init__(fleet, job_id, lambda outcome: PushResult(**_fields(outcome, PushResult._fields)))
 
 
 class PullJob(JobHandle[PullResult]):
     """A submitted pull; `wait` returns the `PullResult`."""
 
-    def __init__(self, fleet: Fleet, job_id: str) -> None:
+    def __init__(self, fleet: Connected, job_id: str) -> None:
         super().__init__(fleet, job_id, lambda outcome: PullResult(**_fields(outcome, PullResult._fields)))
 
 
