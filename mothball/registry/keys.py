@@ -8,7 +8,7 @@ from mothball.errors import InvalidParams
 from mothball.names import QUEUE_CONTROL, QUEUE_DISPATCH, check_host, check_workspace_id, queue_host
 
 # `ws:<id>` shares its prefix with the indexes: an id that looks like one of them would overwrite it.
-_RESERVED = ("by:", "gone:", "good:", "host:", "repo:")
+_RESERVED = ("by:", "gone:", "good:", "host:", "repo:", "state:")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,199}\Z")
 _WORD = re.compile(r"[a-z][a-z0-9._-]{0,63}\Z")
@@ -20,6 +20,7 @@ STANDING = (
     "ws:repo:*",
     "ws:host:*",
     "ws:good:*",
+    "ws:state:*",
     "agents:*",
     "host:*",
     "hosts",
@@ -27,6 +28,8 @@ STANDING = (
     "hosts:offline",
     "counters",
     "events",
+    "budget",
+    "budget:retained",
     "jobs:created",
     "jobs:succeeded",
     "jobs:failed",
@@ -38,7 +41,9 @@ STANDING = (
 Records of registered workspaces (``ws:<id>``) and of unfinished jobs (``job:<id>``) stand as long as the thing itself.
 """
 
-WHILE_BUSY = ("jobs:queued", "jobs:due", "jobs:running", "jobs:ring", "jobs:away:*", "lane:*", "wait:*", "waiting")
+WHILE_BUSY = (
+    "budget:reserved", "jobs:queued", "jobs:due", "jobs:running", "jobs:ring", "jobs:away:*", "lane:*", "wait:*", "waiting",
+)  # fmt: skip
 """Patterns of keys that exist without a TTL only while a job is queued or running: an idle fleet has none of them."""
 
 

@@ -16,9 +16,19 @@ _INCLUDE = re.compile(r"^-- include: ([a-z_]+)\n", re.MULTILINE)
 
 @cache
 def source(name: str) -> str:
-    """The text of script `name` with the preludes that its header includes."""
+    """The text of script `name` with what its header includes, and what that includes: each once, at its first place."""
+    return _expand(name, set())
+
+
+def _expand(name: str, there: set[str]) -> str:
+    def put(found: re.Match[str]) -> str:
+        if found[1] in there:
+            return ""
+        there.add(found[1])
+        return _expand(found[1], there)
+
     text = (resources.files("mothball.registry") / "lua" / f"{name}.lua").read_text("utf-8")
-    return _INCLUDE.sub(lambda found: source(found[1]), text)
+    return _INCLUDE.sub(put, text)
 
 
 class Scripts:

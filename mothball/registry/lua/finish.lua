@@ -44,6 +44,8 @@ if has_record == '1' and ws ~= '' then
   end
   if stored ~= '' then
     redis.call('HINCRBY', record, 'stored_bytes', stored)
+    budget_refund(id) -- before they count as loaded: a publication moves bytes, it is no second demand (Q-15)
+    budget_settle(ws)
     count('capture_stored_bytes', stored)
   end
   if #ARGV > 14 then

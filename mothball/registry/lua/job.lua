@@ -1,3 +1,4 @@
+-- include: budget
 -- What the scripts of the job life share. Needs common.lua before it.
 --
 -- Keys of a job:
@@ -110,6 +111,7 @@ local function requeue(id, ring_at)
   local v = redis.call('HMGET', key('job', id), 'submitted_at', 'lane_key', 'workspace')
   leave_indexes(id)
   leave_wait_list(id, v[3] or '')
+  budget_refund(id)
   redis.call('HSET', key('job', id), 'state', 'queued', 'rings', '0', 'due_at', '0', 'waiting', '', 'worker', '',
     'rung_at', '0')
   redis.call('ZADD', key('jobs', 'queued'), v[1], id)
@@ -137,6 +139,7 @@ local function finalise(id, state, ...)
   free_lane(id)
   leave_indexes(id)
   leave_wait_list(id, ws)
+  budget_refund(id)
   redis.call('HSET', key('job', id), 'state', state, 'finished_at', int(NOW), 'waiting', '', 'due_at', '0', ...)
   redis.call('HDEL', key('job', id), 'parts')
   redis.call('PEXPIRE', key('job', id), int(JOB_TTL))

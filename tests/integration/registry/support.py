@@ -16,7 +16,8 @@ HOST = "h1"
 TASK = "workspace.capture"
 LEASE = 30_000
 LUA = resources.files("mothball.registry") / "lua"
-SCRIPTS = sorted(each.name.removesuffix(".lua") for each in LUA.iterdir() if each.name not in {"common.lua", "job.lua"})
+INCLUDED = ["budget", "census", "common", "job"]
+SCRIPTS = sorted(name for each in LUA.iterdir() if (name := each.name.removesuffix(".lua")) not in INCLUDED)
 TIME_CALL = "redis.call('TIME')"
 
 

@@ -8,9 +8,9 @@ from importlib import resources
 import pytest
 
 from mothball.registry import keys, scripts
-from tests.integration.registry.support import SCRIPTS, TASK, Bench
+from tests.integration.registry.support import INCLUDED, SCRIPTS, TASK, Bench
 
-ALL = [*SCRIPTS, "common", "job"]
+ALL = [*SCRIPTS, *INCLUDED]
 
 
 def text(name: str) -> str:
