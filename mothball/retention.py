@@ -12,20 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
+from mothball import durations
 from mothball.errors import InvalidParams
 
 COUNTED = ("last", "hourly", "daily", "weekly", "monthly")
 """Rules with a number of snapshots."""
 RULES = ("last", "within", "hourly", "daily", "weekly", "monthly")
 MAX_COUNT = 1_000_000
-MAX_WITHIN_MS = 100 * 365 * 86_400_000
 FUTURE_MS = 3_600_000
 """Two primaries of a registry may differ by seconds; a snapshot that is dated further ahead was dated by a clock that was wrong."""
 _END_OF_TIME_MS = 253_402_300_800_000
 """The year 10000, where calendars end."""
-_UNITS = {"w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000}
-_DURATION = re.compile(r"(?:[0-9]{1,12}[wdhms])+\Z")
-_PART = re.compile(r"([0-9]+)([wdhms])")
 _COUNT = re.compile(r"-?[0-9]{1,18}\Z")
 _EXAMPLE = "last=10,within=7d,hourly=24,daily=14,weekly=8"
 
@@ -90,7 +87,7 @@ class Policy(NamedTuple):
             if len(found) > 1 or found["all"] is not True:
                 raise InvalidParams("retention: `all` keeps every snapshot and stands alone, without a value or other rules")
             return cls(all=True)
-        within = parse_within(found["within"]) if "within" in found else 0
+        within = _within(found["within"]) if "within" in found else 0
         last, hourly, daily, weekly, monthly = (_count(name, found[name]) if name in found else 0 for name in COUNTED)
         return cls(last=last, within_ms=within, hourly=hourly, daily=daily, weekly=weekly, monthly=monthly)
 
@@ -99,7 +96,7 @@ class Policy(NamedTuple):
         """The policy as `parse` reads it."""
         if self.all:
             return "all"
-        rules = {"last": self.last, "within": within_text(self.within_ms) if self.within_ms else 0, "hourly": self.hourly}
+        rules = {"last": self.last, "within": durations.show(self.within_ms) if self.within_ms else 0, "hourly": self.hourly}
         rules |= {"daily": self.daily, "weekly": self.weekly, "monthly": self.monthly}
         return ",".join(f"{name}={value}" for name, value in rules.items() if value)
 
@@ -127,20 +124,10 @@ def _count(name: str, value: object) -> int:
     return value
 
 
-def parse_within(value: object) -> int:
-    """Milliseconds of ``7d``, ``36h``, ``1w2d``; units are w, d, h, m (minutes) and s. Raises `InvalidParams`."""
-    if not isinstance(value, str) or not _DURATION.match(value):
-        raise InvalidParams(f"retention: within={str(value)[:50]!r} is not a duration; write for example 7d, 36h or 1w2d")
-    total = sum(int(number) * _UNITS[unit] for number, unit in _PART.findall(value))
-    if not 1 <= total <= MAX_WITHIN_MS:
-        raise InvalidParams(f"retention: within={value} must be more than nothing and at most 100 years")
-    return total
-
-
-def within_text(milliseconds: int) -> str:
-    """A duration as `parse_within` reads it, in one unit of at most a day."""
-    unit = next(unit for unit, size in _UNITS.items() if unit != "w" and milliseconds % size == 0)
-    return f"{milliseconds // _UNITS[unit]}{unit}"
+def _within(value: object) -> int:
+    if (found := durations.parse(value, "retention: within")) is None:
+        raise InvalidParams("retention: within=never says nothing; leave the rule out, or write all to keep every snapshot")
+    return found
 
 
 def _calendar(at: int) -> datetime:
@@ -211,7 +198,7 @@ def _apply_last(policy: Policy, dated: list[Dated], kept: dict[str, list[str]], 
 def _apply_within(policy: Policy, dated: list[Dated], now_ms: int, kept: dict[str, list[str]], gone: dict[str, list[str]]) -> None:
     if not policy.within_ms:
         return
-    text = within_text(policy.within_ms)
+    text = durations.show(policy.within_ms)
     for snapshot in dated:
         if now_ms - snapshot.at < policy.within_ms:
             kept[snapshot.name].append(f"within={text}")

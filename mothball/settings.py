@@ -165,6 +165,17 @@ class Settings(BaseSettings):
             raise ValueError(error.message) from None
         return value
 
+    @field_validator("policy")
+    @classmethod
+    def _policy_is_a_policy(cls, value: str) -> str:
+        from mothball import policy_fields
+
+        try:
+            policy_fields.merge(policy_fields.check(policy_fields.parse_text(value), "fleet"))
+        except InvalidParams as error:
+            raise ValueError(error.message) from None
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         databases = (self.broker_db, self.result_db, self.registry_db)
