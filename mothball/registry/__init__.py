@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+from mothball.registry.budget import Budget, BudgetState, Reservation
 from mothball.registry.connection import Connection
 from mothball.registry.counters import Counters
 from mothball.registry.events import Event, Events
@@ -28,6 +29,7 @@ from mothball.registry.records import (
 from mothball.registry.retentions import Retentions
 from mothball.registry.runs import BACKOFF_MS, MAX_JITTER_PER_MILLE
 from mothball.registry.scripts import Scripts
+from mothball.registry.sessions import Sessions
 from mothball.registry.slots import Slots
 from mothball.registry.workspaces import TouchResult, Workspace, Workspaces
 from mothball.settings import Settings
@@ -38,6 +40,7 @@ __all__ = [
     "MAX_JITTER_PER_MILLE",
     "STATES",
     "Adopt",
+    "BudgetState",
     "CancelResult",
     "Claim",
     "Doorbell",
@@ -49,6 +52,7 @@ __all__ = [
     "RebuildResult",
     "Recovered",
     "Registry",
+    "Reservation",
     "SubmitResult",
     "TouchResult",
     "Workspace",
@@ -70,6 +74,8 @@ class Registry:
         self.counters = Counters(self._connection, settings)
         self.slots = Slots(scripts)
         self.rebuilds = Rebuilds(scripts, self.workspaces)
+        self.budget = Budget(self._connection, scripts, settings)
+        self.sessions = Sessions(self._connection, settings)
 
     @classmethod
     def connect(cls, settings: Settings) -> Registry:
