@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TREE ?= $(PATH_ARG)
 PYTEST_ARGS ?=
+# Most of a test run is waiting for leases, time limits and processes: twice as many at once as there are cores.
+TEST_PROCESSES ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 
 # What the acceptance tests and the benchmark call. The fleet itself needs none of it.
 SYSTEM_PACKAGES := redis-server runc skopeo buildah umoci docker-registry restic borgbackup zstd openssl git
@@ -37,10 +39,10 @@ demo: $(INSTALLED) ## the main job on a real tree, start to finish (make demo TR
 	$(BIN)/mothball demo $(if $(TREE),"$(TREE)")
 
 test: $(INSTALLED) ## every test: unit, integration, acceptance, chaos
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 test-fast: $(INSTALLED) ## unit and integration tests only
-	$(BIN)/python -m pytest -m "not acceptance and not chaos" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not acceptance and not chaos" $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy --strict, and the arrows between the packages
 	$(BIN)/ruff check .
