@@ -13,6 +13,7 @@ _UNITS = {"w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1
 _DURATION = re.compile(r"(?:[0-9]{1,12}[wdhms])+\Z")
 _PART = re.compile(r"([0-9]+)([wdhms])")
 _LONGEST_TEXT = 100
+_QUOTED = 50
 
 
 def parse(text: object, what: str = "duration") -> int | None:
@@ -23,12 +24,20 @@ def parse(text: object, what: str = "duration") -> int | None:
     if text == NEVER:
         return None
     if not isinstance(text, str) or len(text) > _LONGEST_TEXT or not _DURATION.match(text):
-        shown = text if isinstance(text, str) else repr(text)
-        raise InvalidParams(f"{what}={shown[:50]!r} is not a duration; write for example 90m, 24h, 7d, 2h30m or never")
+        raise InvalidParams(f"{what}={quote(text)} is not a duration; write for example 90m, 24h, 7d, 2h30m or never")
     total = sum(int(number) * _UNITS[unit] for number, unit in _PART.findall(text))
     if not 1 <= total <= MAX_MS:
         raise InvalidParams(f"{what}={text} must be more than nothing and at most 100 years; write never to switch it off")
     return total
+
+
+def quote(value: object) -> str:
+    """`value` as an error repeats it: at most 50 characters, whatever somebody passed."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number with thousands of digits
+        return f"a {type(value).__name__} of many digits"
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
 
 
 def show(ms: int | None) -> str:

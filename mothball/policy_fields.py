@@ -6,13 +6,14 @@ closer level wins field by field. Nothing here decides anything: that is `mothba
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from mothball import durations, sizes
-from mothball.durations import show
+from mothball.durations import quote, show
 from mothball.errors import InvalidParams
 
 Level = Literal["fleet", "repo", "workspace"]
@@ -29,6 +30,8 @@ _HOUR = 3_600_000
 _EXAMPLE = "ttl=24h,idle_ttl=2h,cap=100"
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _DEFAULT_LEVEL = -1
+_WHOLE = re.compile(r"-?[0-9]{1,18}\Z")
+_DECIMAL = re.compile(r"-?[0-9]{1,9}\.[0-9]{1,9}\Z")
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,12 +95,11 @@ def check(raw: object, level: Level) -> dict[str, Any]:
         if level == "workspace" and name in FOREIGN:
             continue
         if name not in FIELDS:
-            raise InvalidParams(f"policy: unknown field {str(name)[:50]!r}; known are {', '.join(FIELDS)}")
+            raise InvalidParams(f"policy: unknown field {quote(name)}; known are {', '.join(FIELDS)}")
         if level not in (allowed := _LEVELS.get(name, (level,))):
             raise InvalidParams(f"policy: {name} is set for the {' or a '.join(allowed)}, not for a {level}")
         read = _value(name, value)
-        # Numbers that were written as texts are kept as numbers, so that every reader sees one form.
-        out[name] = list(read) if name == "signals" else read if isinstance(value, bool | int | float) else value
+        out[name] = list(read) if name == "signals" else value
     return out
 
 
@@ -113,7 +115,7 @@ def parse_text(text: str) -> dict[str, Any]:
         if not name or not equals or not value:
             raise InvalidParams(f"policy: {part.strip()[:50]!r} is not field=value; write for example {_EXAMPLE}")
         if name not in FIELDS:
-            raise InvalidParams(f"policy: unknown field {name[:50]!r}; known are {', '.join(FIELDS)}")
+            raise InvalidParams(f"policy: unknown field {quote(name)}; known are {', '.join(FIELDS)}")
         if name in out:
             raise InvalidParams(f"policy: {name} is given twice")
         out[name] = _from_text(name, value)
@@ -136,7 +138,7 @@ def merge(*levels: Mapping[str, Any], strict: bool = True, mode: str = "ephemera
             if name in FOREIGN:
                 continue
             if name not in FIELDS:
-                raise InvalidParams(f"policy: unknown field {str(name)[:50]!r}; known are {', '.join(FIELDS)}")
+                raise InvalidParams(f"policy: unknown field {quote(name)}; known are {', '.join(FIELDS)}")
             values[name] = _value(name, value)
             level_of[name] = number
     policy = Policy(**values)
@@ -183,10 +185,10 @@ def _from_text(name: str, value: str) -> Any:
     elif name == "signals":
         return value.split("+")
     elif name in ("cap", "max_extensions", "cpu_busy"):
-        try:
-            return float(value) if name == "cpu_busy" and not value.isdigit() else int(value)
-        except ValueError:
-            return value
+        if _WHOLE.match(value):
+            return int(value)
+        if name == "cpu_busy" and _DECIMAL.match(value):
+            return float(value)
     return value
 
 
@@ -204,7 +206,7 @@ def _grace(what: str, value: object) -> int:
 
 def _switch(what: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise InvalidParams(f"{what} must be true or false, not {str(value)[:50]!r}")
+        raise InvalidParams(f"{what} must be true or false, not {quote(value)}")
     return value
 
 
@@ -215,7 +217,7 @@ def _names(what: str, value: object) -> tuple[str, ...]:
         if each in ALWAYS_COUNT:
             raise InvalidParams(f"{what}: {each} always counts; leave it out")
         if each not in SIGNALS:
-            raise InvalidParams(f"{what}: unknown signal {str(each)[:50]!r}; known are {', '.join(SIGNALS)}")
+            raise InvalidParams(f"{what}: unknown signal {quote(each)}; known are {', '.join(SIGNALS)}")
     return tuple(name for name in SIGNALS if name in value)
 
 
@@ -225,7 +227,7 @@ def _count(least: int, most: int, *, never: bool = False) -> Callable[[str, obje
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             hint = "; write never for no limit" if never else ""
-            raise InvalidParams(f"{what}={str(value)[:50]} must be a whole number from {least} to {most}{hint}")
+            raise InvalidParams(f"{what}={quote(value)} must be a whole number from {least} to {most}{hint}")
         return value
 
     return read
@@ -233,7 +235,7 @@ def _count(least: int, most: int, *, never: bool = False) -> Callable[[str, obje
 
 def _cpu(what: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_CPU:
-        raise InvalidParams(f"{what}={str(value)[:50]} must be per cent of one core, more than 0 and at most {MAX_CPU}")
+        raise InvalidParams(f"{what}={quote(value)} must be per cent of one core, more than 0 and at most {MAX_CPU}")
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mothball.durations import NEVER
+from mothball.durations import NEVER, quote
 from mothball.errors import InvalidParams
 
 MAX_BYTES = 1 << 53
@@ -30,10 +30,9 @@ def parse(value: object, what: str = "size") -> int | None:
         return None
     size = read(value) if isinstance(value, str) else value
     if isinstance(size, bool) or not isinstance(size, int):
-        shown = value if isinstance(value, str) else repr(value)
-        raise InvalidParams(f"{what}={shown[:50]!r} is not a size; write for example 10GiB, 500MiB, 1048576 or never")
+        raise InvalidParams(f"{what}={quote(value)} is not a size; write for example 10GiB, 500MiB, 1048576 or never")
     if not 1 <= size <= MAX_BYTES:
-        raise InvalidParams(f"{what}={str(value)[:50]} must be from 1 byte to 8 PiB; write never for no limit")
+        raise InvalidParams(f"{what}={quote(value)} must be from 1 byte to 8 PiB; write never for no limit")
     return size
 
 

@@ -12,11 +12,11 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+from mothball import sizes
 from mothball.errors import InvalidParams
 
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_SIZE = re.compile(r"(?i)\s*(\d+(?:\.\d+)?)\s*(b|[kmgtp](?:i?b)?)?\s*\Z")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _SURROGATE_FIRST, _SURROGATE_LAST = 0xDC80, 0xDCFF
@@ -125,8 +125,6 @@ def parse_duration(text: str) -> float:
 
 def parse_size(text: str) -> int:
     """Bytes of ``1048576``, ``512KiB``, ``20M``, ``1.5GiB`` (powers of 1024); `InvalidParams` otherwise."""
-    found = _SIZE.match(text)
-    if not found:
+    if (size := sizes.read(text)) is None:
         raise InvalidParams(f"{printable(text)!r} is not a size; write for example 1048576, 512KiB or 1.5GiB")
-    unit = (found.group(2) or "b")[0].lower()
-    return int(float(found.group(1)) * 1024 ** "bkmgtp".index(unit))
+    return size
