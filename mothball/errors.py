@@ -100,6 +100,32 @@ class InvalidTransition(MothballError):
     code = "invalid_transition"
 
 
+class Stranded(InvalidTransition):
+    """workspace {id!r} is stranded ({reason}) and belongs to agent {agent}: only that agent resumes it, until it is abandoned"""
+
+    code = "stranded"
+
+
+class Abandoned(InvalidTransition):
+    """workspace {id!r} was abandoned ({reason}) and is about to be evicted. `mothball undelete` brings it back after that."""
+
+    code = "abandoned"
+
+
+class ResumeContended(MothballError):
+    """workspace {id!r} cannot be resumed now: {reason}"""
+
+    code = "resume_contended"
+    retryable = True
+    exit_code = 75
+
+
+class AlreadyResumed(InvalidTransition):
+    """workspace {id!r} was resumed already"""
+
+    code = "already_resumed"
+
+
 class PathNotAllowed(MothballError):
     """{path!r} is not below an allowed root. Add its root to MOTHBALL_WORKSPACE_ROOTS on that host."""
 
@@ -230,6 +256,7 @@ BY_CODE: dict[str, type[MothballError]] = {
         OperationFailed, InvalidParams, ConfigError, NotFound, Gone, AlreadyExists, InvalidTransition, PathNotAllowed,
         SourceMissing, Busy, NotRunning, OverBudget, StaleExpired, Evicted, Oversize, NoSpace, Corrupt, Cancelled,
         TimedOut, LeaseLost, HostOffline, UnknownTask, Unavailable, RegistryUnavailable, RegistryDenied,
+        Stranded, Abandoned, ResumeContended, AlreadyResumed,
     )
 }  # fmt: skip
 

@@ -14,6 +14,9 @@ from mothball.registry.counters import Counters
 from mothball.registry.events import Event, Events
 from mothball.registry.hosts import Host, HostCheck, Hosts
 from mothball.registry.jobs import Jobs
+from mothball.registry.lifecycle import Lifecycle, ResumeResult
+from mothball.registry.policies import Policies, PolicyBook
+from mothball.registry.presence import Beat, Presence
 from mothball.registry.rebuild import RebuildResult, Rebuilds, Recovered
 from mothball.registry.records import (
     FINAL_STATES,
@@ -40,6 +43,7 @@ __all__ = [
     "MAX_JITTER_PER_MILLE",
     "STATES",
     "Adopt",
+    "Beat",
     "BudgetState",
     "CancelResult",
     "Claim",
@@ -49,10 +53,12 @@ __all__ = [
     "Host",
     "HostCheck",
     "Job",
+    "PolicyBook",
     "RebuildResult",
     "Recovered",
     "Registry",
     "Reservation",
+    "ResumeResult",
     "SubmitResult",
     "TouchResult",
     "Workspace",
@@ -68,6 +74,9 @@ class Registry:
         self.settings = settings
         self.workspaces = Workspaces(self._connection, scripts, settings)
         self.retentions = Retentions(scripts, self.workspaces, settings)
+        self.lifecycle = Lifecycle(self._connection, scripts, settings)
+        self.presence = Presence(self._connection, scripts, settings)
+        self.policies = Policies(self._connection, scripts, self.workspaces, settings)
         self.jobs = Jobs(self._connection, scripts, settings)
         self.hosts = Hosts(self._connection, scripts, settings)
         self.events = Events(self._connection, scripts, settings)

@@ -8,7 +8,7 @@ from mothball.errors import InvalidParams
 from mothball.names import QUEUE_CONTROL, QUEUE_DISPATCH, check_host, check_workspace_id, queue_host
 
 # `ws:<id>` shares its prefix with the indexes: an id that looks like one of them would overwrite it.
-_RESERVED = ("by:", "gone:", "good:", "host:", "repo:", "state:")
+_RESERVED = ("by:", "due:", "gone:", "good:", "host:", "repo:", "state:")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,199}\Z")
 _WORD = re.compile(r"[a-z][a-z0-9._-]{0,63}\Z")
@@ -17,10 +17,14 @@ STANDING = (
     "ws:by:created",
     "ws:by:active",
     "ws:by:deadline",
+    "ws:due:evict",
+    "ws:due:stop",
     "ws:repo:*",
     "ws:host:*",
     "ws:good:*",
     "ws:state:*",
+    "presence:*",
+    "policies",
     "agents:*",
     "host:*",
     "hosts",
@@ -37,6 +41,8 @@ STANDING = (
     "jobs:dead",
 )
 """Patterns of keys that may stand without a TTL for ever: bounded by the fleet's size or by their own trimming.
+
+A list of presence goes with its record.
 
 Records of registered workspaces (``ws:<id>``) and of unfinished jobs (``job:<id>``) stand as long as the thing itself.
 """

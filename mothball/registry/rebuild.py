@@ -70,29 +70,29 @@ class Rebuilds:
             return self._look(id, unknown)
         fields = {
             "number": _number(kept["number"]),
-            "title": kept["title"] or "",
+            "title": kept["title"],
             "mode": kept["mode"] or "persistent",
-            "agent_id": kept["agent_id"] or "",
-            "intent": kept["intent"] or "",
-            "changeset_id": kept["changeset_id"] or "",
-            "base_commit": kept["base_commit"] or "",
-            "pinned": "1" if kept["pinned"] else "0",
-            "pin_reason": kept["pin_reason"] or "",
-            "policy": encode.dumps(kept["policy"] or {}, "policy", encode.MAX_DOCUMENT_BYTES),
+            "agent_id": kept["agent_id"],
+            "intent": kept["intent"],
+            "changeset_id": kept["changeset_id"],
+            "base_commit": kept["base_commit"],
+            "pinned": "1" if kept["pinned"] else "",
+            "pin_reason": kept["pin_reason"],
+            "policy": encode.dumps(kept["policy"], "policy", encode.MAX_DOCUMENT_BYTES) if kept["policy"] else "",
+            "stored_bytes": "0",
             "generation": str(found.generation),
             "bytes": str(found.bytes),
             "files": str(found.files),
             "high_water_bytes": str(max(found.high_water_bytes, found.bytes)),
             "snapshots": str(found.snapshots),
             "crash_reports": str(found.crash_reports),
-            "holds": "[]", "runtime": "{}", "stored_bytes": "0", "last_error": "", "retry_count": "0",
             "unknown": encode.dumps(sorted(unknown), "unknown", encode.MAX_DOCUMENT_BYTES),
         }  # fmt: skip
         created = found.created_at if kept["created_at"] is None else kept["created_at"]
         status, answer = self._scripts.run(
             "rebuild", id, host, found.path, kept["repo"] or "", kept["agent_name"] or "", found.fence, found.digest or "",
             _number(found.last_good_at), created, _number(kept["expires_at"]),
-            *(text for pair in fields.items() for text in pair),
+            *(text for name, value in fields.items() if value for text in (name, value)),
         )  # fmt: skip
         if status == "gone":
             return RebuildResult("gone", None, answer)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from typing import Any
 
-from mothball.errors import Busy, InvalidParams
-from mothball.registry import encode, keys
-from mothball.registry.scripts import Scripts, pairs
-from mothball.registry.workspaces import Workspace, Workspaces, decode, missing
+from mothball.errors import InvalidParams
+from mothball.registry.overrides import change_policy
+from mothball.registry.scripts import Scripts
+from mothball.registry.workspaces import Workspace, Workspaces
 from mothball.retention import Policy
 from mothball.settings import Settings
 
-_TRIES = 10
 _EVERY = 10**9
 
 
@@ -53,24 +52,10 @@ class Retentions:
         The rest of its policy stays. Raises `InvalidParams`, `NotFound`, `Gone`, `Busy` (somebody else changes it all the time).
         """
         policy = None if rules is None else Policy.parse(rules)
-        for _ in range(_TRIES):
-            status, answer = self._scripts.run("get_workspace", keys.workspace_id(workspace))
-            if status != "ok":
-                raise missing(status, workspace, answer)
-            raw = pairs(answer)
-            changed = encode.loads(raw.get("policy")) or {}
-            changed.pop("retention", None)
-            if policy is not None:
-                changed["retention"] = policy.text
-            text = encode.dumps(changed, "policy", encode.MAX_DOCUMENT_BYTES)
-            # Who says what counts from now on answers for what a rebuilt record did not know.
-            unknown = json.dumps([name for name in decode(raw).unknown if name != "policy"]) if raw.get("unknown") else ""
-            value = "settings" if policy is None else policy.text
-            status, answer = self._scripts.run(
-                "set_policy", workspace, raw.get("policy", ""), text, unknown, "workspace.retention_changed", value
-            )
-            if status == "ok":
-                return decode(pairs(answer))
-            if status != "changed":
-                raise missing(status, workspace, answer)
-        raise Busy(what=f"the policy of workspace {workspace}", reason="others change it at the same time")
+
+        def change(record: Workspace) -> dict[str, Any]:
+            changed = {name: value for name, value in record.policy.items() if name != "retention"}
+            return changed if policy is None else {**changed, "retention": policy.text}
+
+        value = "settings" if policy is None else policy.text
+        return change_policy(self._scripts, workspace, change, event="workspace.retention_changed", value=value)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from mothball.errors import AlreadyExists, Busy, Gone, InvalidParams, NotFound
+from mothball.errors import Abandoned, AlreadyExists, Busy, Gone, InvalidParams, NotFound, ResumeContended, Stranded
 from mothball.names import check_host
+from mothball.policy_fields import check
 from mothball.registry import encode, keys
 from mothball.registry.connection import Connection
 from mothball.registry.scripts import Scripts, pairs
@@ -20,6 +21,8 @@ from mothball.settings import Settings
 DERIVED = re.compile(r"([^#]+/[^#]+)#([0-9]{1,18})\Z")
 LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 """Stands for no byte of a file's name; JSON escapes bring it in, and no bytes could be written for it."""
+SIGNAL = "sig:"
+"""Prefix of the fields that hold the last time of a sign of life."""
 _BATCH = 200
 MODES = ("ephemeral", "persistent")
 MAX_TEXT = 4096
@@ -67,6 +70,18 @@ class Workspace(msgspec.Struct, frozen=True, kw_only=True):
     """When the record was made again from its host's store, because Redis was lost."""
     unknown: list[str] = []
     """Fields that a rebuilt record could not get back; they have their empty values."""
+    state_since: int = 0
+    """When it came into its state."""
+    state_reason: str = ""
+    signals: dict[str, int] = {}
+    """The last time of each sign of life, by name."""
+    extended_until: int | None = None
+    """Nothing that depends on time reclaims it before this."""
+    extensions: int = 0
+    noticed: dict[str, int] = {}
+    """What was announced: for each action the time for which it was."""
+    registration: str = ""
+    """One text per life of the id: a record that was evicted and came back has another."""
 
     def to_dict(self) -> dict[str, Any]:
         """The record in JSON types."""
@@ -129,6 +144,13 @@ def decode(record: dict[str, str]) -> Workspace:
         policy=encode.loads(get("policy")) or {},
         rebuilt_at=_whole(get("rebuilt_at")),
         unknown=encode.loads(get("unknown")) or [],
+        state_since=int(get("state_since") or get("created_at", "0")),
+        state_reason=get("state_reason", ""),
+        signals={name.removeprefix(SIGNAL): int(at) for name, at in record.items() if name.startswith(SIGNAL)},
+        extended_until=_whole(get("extended_until")),
+        extensions=int(get("extensions", "0")),
+        noticed=encode.loads(get("noticed")) or {},
+        registration=get("registration", ""),
     )
 
 
@@ -163,9 +185,12 @@ class Workspaces:
     ) -> tuple[Workspace, bool]:
         """Make the record, or find the same one: (record, created).
 
-        Same id, host and path is the same record, unchanged; another host or path raises `AlreadyExists`. Without `repo` it
+        Same id, host and path is the same record, unchanged, but for one that was stopped or stranded: it comes back to work, with
+        the `runtime` that is given now. A stranded one does so only for its own `agent_id`, else `Stranded`; an abandoned one
+        never, `Abandoned`; one that a job is stopping or purging right now is `ResumeContended`. Another host or path raises
+        `AlreadyExists`. Without `repo` it
         and `number` follow from an id like ``owner/name#12`` (B-06); without `agent_name` a workspace of a repo gets the
-        next free ``agent-N`` (D-05). After a release, fence and generation go on from the tombstone.
+        next free ``agent-N`` (D-05). After a release or an eviction, fence and generation go on from the tombstone.
         `expires_in_ms` sets the deadline, ms from now. Raises `InvalidParams`, `AlreadyExists`, `Unavailable`.
         """
         id = keys.workspace_id(id)  # noqa: A001
@@ -187,26 +212,29 @@ class Workspaces:
         for name, value in texts.items():
             if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT):
                 raise InvalidParams(f"{name} must be a text of at most {MAX_TEXT} characters")
-        del texts["agent_name"]
-        fields: dict[str, str] = {name: value or "" for name, value in texts.items()}
+        del texts["agent_name"], texts["agent_id"]
+        fields: dict[str, str | None] = dict(texts)
         fields |= {
             "number": "" if number is None else str(number),
             "mode": mode,
-            "pinned": "1" if pinned else "0",
-            "pin_reason": "",
-            "holds": "[]",
-            "bytes": "0", "files": "0", "high_water_bytes": "0", "stored_bytes": "0", "snapshots": "0", "crash_reports": "0",
-            "digest": "", "last_good_at": "", "last_error": "", "retry_count": "0",
-            "runtime": encode.dumps(runtime or {}, "runtime", encode.MAX_DOCUMENT_BYTES),
-            "policy": encode.dumps(_checked_policy(policy), "policy", encode.MAX_DOCUMENT_BYTES),
-        }  # fmt: skip
-        status, flat = self._scripts.run(
+            "pinned": "1" if pinned else "",
+            "policy": _document(_checked_policy(policy), "policy"),
+            "stored_bytes": "0",
+        }
+        answer = self._scripts.run(
             "register", id, host, path, repo or "", agent_name or "", "" if expires_in_ms is None else expires_in_ms,
-            *(text for pair in fields.items() for text in pair),
+            agent_id or "", _document(runtime, "runtime"), agent_id or "",
+            *(text for name, value in fields.items() if value for text in (name, value)),
         )  # fmt: skip
-        record = decode(pairs(flat))
+        status, record = answer[0], decode(pairs(answer[1]))
         if status == "other":
             raise AlreadyExists(id=id, path=record.path, host=record.host)
+        if status == "stranded":
+            raise Stranded(id=id, reason=record.state_reason, agent=record.agent_id or "nobody")
+        if status == "abandoned":
+            raise Abandoned(id=id, reason=record.state_reason)
+        if status == "contended":
+            raise ResumeContended(id=id, reason=f"job {answer[2]} is ending it", job=answer[2])
         return record, status == "created"
 
     def get(self, id: str) -> Workspace:  # noqa: A002
@@ -251,9 +279,11 @@ class Workspaces:
                     break
         return found[:limit]
 
-    def count(self) -> int:
-        """How many workspaces are registered."""
+    def count(self, repo: str | None = None) -> int:
+        """How many workspaces are registered, of the fleet or of `repo`."""
         with self._connection.guard() as client:
+            if repo is not None:
+                return int(client.scard(self._key("ws", "repo", keys.repo_name(repo))))
             return int(client.zcard(self._key("ws", "by", "created")))
 
     def touch(self, id: str, signal: str = "touch") -> TouchResult:  # noqa: A002
@@ -287,11 +317,13 @@ class Workspaces:
     def release(self, id: str, by: str = "") -> bool:  # noqa: A002
         """Forget the workspace and leave a tombstone; nothing on disk is touched.
 
-        Idempotent: False for an unknown or released id (B-42). A live lease raises `Busy`.
+        Idempotent: False for an unknown or released id (B-42). A live lease raises `Busy`, and so does a hold.
         """
         answer = self._scripts.run("release", keys.workspace_id(id), by[:MAX_TEXT], self._settings.tombstone_seconds * 1000)
         if answer[0] == "busy":
             raise Busy(what=f"workspace {id}", reason=f"job {answer[1]} is working on it", job=answer[1])
+        if answer[0] == "held":
+            raise Busy(what=f"workspace {id}", reason=held_by(answer[1]))
         return bool(answer[0] == "released")
 
     def note_snapshots(
@@ -325,10 +357,23 @@ class Workspaces:
 
 
 def _checked_policy(policy: dict[str, Any] | None) -> dict[str, Any]:
-    """The policy overrides of a workspace; a retention nobody could follow is refused now, not by a sweep at night."""
-    if policy is not None and "retention" in policy:
-        Policy.parse(policy["retention"])
+    """The policy overrides of a workspace; what nobody could follow is refused now, not by a sweep at night."""
+    if policy is not None:
+        check(policy, "workspace")
+        if "retention" in policy:
+            Policy.parse(policy["retention"])
     return policy or {}
+
+
+def _document(value: dict[str, Any] | None, what: str) -> str:
+    """`value` as it stands in a record: nothing when it is empty."""
+    return encode.dumps(value, what, encode.MAX_DOCUMENT_BYTES) if value else ""
+
+
+def held_by(holds: str) -> str:
+    """Who holds a workspace and why, for people; `holds` as they stand in the record."""
+    said = [f"{hold.get('by') or 'somebody'} ({hold.get('reason') or 'no reason given'})" for hold in encode.loads(holds) or []]
+    return f"held by {', '.join(said)}; `mothball unhold` lifts it"
 
 
 def missing(code: str, id: str, reason: str) -> NotFound | Gone:  # noqa: A002

@@ -27,7 +27,7 @@ if v[2] == '1' then
   finalise_cancelled(id)
 else
   local attempts = redis.call('HINCRBY', record, 'attempts', 1)
-  if ws ~= '' and arg(8) == '1' then
+  if ws ~= '' and arg(8) == '1' and redis.call('HGET', key('ws', ws), 'fence') == fence then
     redis.call('HSET', key('ws', ws), 'last_error', message)
     redis.call('HINCRBY', key('ws', ws), 'retry_count', 1)
   end

@@ -18,18 +18,20 @@ if status ~= 'run' then
 end
 
 local task = redis.call('HGET', key('job', id), 'task')
-if has_record == '1' and ws ~= '' then
+-- A job that evicted its own workspace, or another that is registered under the id since, has nothing to write there.
+if has_record == '1' and ws ~= '' and redis.call('HGET', key('ws', ws), 'fence') == fence then
   local record = key('ws', ws)
   local v = redis.call('HMGET', record, 'generation', 'high_water_bytes', 'host', 'repo')
-  local before = tonumber(v[1])
+  local before = tonumber(v[1] or '0')
   local now = generation ~= '' and tonumber(generation) or before
   if now < before then
     return {'lost'}
   end
-  redis.call('HSET', record, 'generation', int(now), 'last_good_at', int(NOW), 'last_error', '', 'retry_count', '0')
+  redis.call('HSET', record, 'generation', int(now), 'last_good_at', int(NOW))
+  redis.call('HDEL', record, 'last_error', 'retry_count')
   if digest ~= '' then
     redis.call('HSET', record, 'digest', digest)
-    if v[4] ~= '' then
+    if (v[4] or '') ~= '' then
       redis.call('ZADD', key('ws', 'good', v[3], v[4]), int(NOW), ws)
     end
   end

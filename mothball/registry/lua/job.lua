@@ -187,7 +187,7 @@ end
 -- The run of `id` under `fence`: 'run', 'done' (finished under this very fence: the caller asks twice) or 'lost'.
 -- A lease that ran out while nobody took over does not end a run: the fence says whether somebody did.
 local function run_of(id, fence)
-  local v = redis.call('HMGET', key('job', id), 'state', 'fence', 'workspace')
+  local v = redis.call('HMGET', key('job', id), 'state', 'fence', 'workspace', 'buried')
   local state, ws = v[1], v[3] or ''
   if not state or v[2] ~= fence then
     return 'lost', ws, state or ''
@@ -195,7 +195,8 @@ local function run_of(id, fence)
   if state ~= 'running' then
     return FINAL[state] and 'done' or 'lost', ws, state
   end
-  if ws ~= '' and redis.call('HGET', key('ws', ws), 'fence') ~= fence then
+  -- A job that evicted its own workspace (evict.lua) has no record left that could say otherwise.
+  if ws ~= '' and v[4] ~= '1' and redis.call('HGET', key('ws', ws), 'fence') ~= fence then
     return 'lost', ws, state
   end
   local holder = redis.call('HMGET', lease_key(id, ws), 'job', 'fence')

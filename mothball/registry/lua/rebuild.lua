@@ -1,4 +1,5 @@
 -- include: common
+-- include: state
 -- Make a workspace's record again from what its host's store kept, after Redis was lost. Never overwrites, never revives.
 --
 -- ARGV  1 id   2 host   3 path   4 repo ('' none)   5 agent name ('' none)   6 highest fence that ever began on disk
@@ -25,10 +26,13 @@ end
 fence = int(math.max(tonumber(fence) + 1, NOW))
 made = made ~= '' and past(made) or ''
 redis.call('HSET', record,
-  'id', id, 'host', host, 'path', path, 'repo', repo, 'agent_name', agent, 'state', 'active',
-  'created_at', past(created), 'last_active', int(NOW), 'last_signal', 'rebuild', 'expires_at', deadline,
-  'digest', digest, 'last_good_at', made, 'fence', fence, 'registration', int(NOW) .. ':' .. fence, 'rebuilt_at', int(NOW),
-  unpack(ARGV, 16))
+  'id', id, 'host', host, 'path', path, 'state', 'active', 'created_at', past(created), 'last_active', int(NOW),
+  'last_signal', 'rebuild', 'fence', fence, 'registration', int(NOW) .. ':' .. fence, 'rebuilt_at', int(NOW), unpack(ARGV, 16))
+for name, value in pairs({repo = repo, agent_name = agent, expires_at = deadline, digest = digest, last_good_at = made}) do
+  if value ~= '' then
+    redis.call('HSET', record, name, value)
+  end
+end
 redis.call('ZADD', key('ws', 'by', 'created'), past(created), id)
 redis.call('ZADD', key('ws', 'by', 'active'), int(NOW), id)
 if deadline ~= '' then
@@ -46,6 +50,7 @@ if repo ~= '' then
     redis.call('SET', key('agents', repo), int(tonumber(number)))
   end
 end
+mark_due(id)
 count('workspaces_rebuilt')
 event('workspace.rebuilt', 'workspace', id, 'host', host, 'repo', repo, 'digest', digest, 'fence', fence)
 return {'rebuilt', redis.call('HGETALL', record)}

@@ -1,0 +1,90 @@
+"""What a decision may know of a workspace, read in one go: its record, its lease, its queued jobs and who works in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mothball.policy import SIGNALS, Facts
+from mothball.registry import keys
+from mothball.registry.connection import Connection
+from mothball.registry.workspaces import SIGNAL, decode
+
+COMPARED = (
+    "registration", "state", "mode", "created_at", "last_active", "last_signal", "state_since", "expires_at", "extended_until",
+    "pinned", "holds", "policy", "generation", "unknown", *(f"{SIGNAL}{name}" for name in (*SIGNALS, "resume")),
+)  # fmt: skip
+"""Fields that a decision rests on: an effect compares them with what was seen, and does nothing when one has changed."""
+_BATCH = 500
+_PARTS = 6
+
+
+def read_facts(connection: Connection, key: keys.Keys, ids: Sequence[str], job: str = "") -> list[Facts | None]:
+    """The facts of each of `ids`, None for one without a record. The lease of `job` counts as none: it is the asker's own.
+
+    Redis answers a batch in one round trip but not at one moment; whatever comes of these facts is compared again by the script
+    that has the effect.
+    """
+    out: list[Facts | None] = []
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        with connection.guard() as client:
+            pipe = client.pipeline(transaction=False)
+            pipe.time()
+            for each in batch:
+                pipe.hgetall(key("ws", each))
+                pipe.hget(key("lease", each), "job")
+                pipe.pttl(key("lease", each))
+                pipe.zrange(key("presence", each), -1, -1, withscores=True)
+                pipe.zinter([key("jobs", "ws", each), key("jobs", "queued")])
+                pipe.zinter([key("jobs", "ws", each), key("jobs", "due")])
+            (seconds, micros), *answers = pipe.execute()
+        now = int(seconds) * 1000 + int(micros) // 1000
+        for n in range(len(batch)):
+            raw, *rest = answers[n * _PARTS : (n + 1) * _PARTS]
+            out.append(_facts(raw, rest, now, job) if raw else None)
+    return out
+
+
+def _facts(raw: dict[str, str], rest: list[Any], now: int, own: str) -> Facts:
+    lease_job, lease_ms, present, queued, retries = rest
+    record = decode(raw)
+    leased = lease_ms > 0 and lease_job != own
+    return Facts(
+        id=record.id,
+        host=record.host,
+        repo=record.repo,
+        registration=record.registration,
+        state=record.state,
+        mode=record.mode,
+        created_at=record.created_at,
+        last_active=record.last_active,
+        last_signal=record.last_signal,
+        state_since=record.state_since,
+        state_reason=record.state_reason,
+        expires_at=record.expires_at,
+        extended_until=record.extended_until,
+        extensions=record.extensions,
+        noticed=record.noticed,
+        pinned=record.pinned,
+        pin_reason=record.pin_reason,
+        holds=record.holds,
+        lease_until=now + lease_ms if leased else None,
+        lease_job=(lease_job or "") if leased else "",
+        queued=len(queued) + len(retries),
+        present_until=int(present[0][1]) if present else None,
+        present_by=present[0][0] if present else "",
+        driver=str(record.runtime.get("driver", "none")),
+        generation=record.generation,
+        digest=record.digest,
+        stored_bytes=record.stored_bytes,
+        signals=record.signals,
+        policy=record.policy,
+        unknown=tuple(record.unknown),
+        seen=tuple((name, raw.get(name, "")) for name in COMPARED),
+    )
+
+
+def flat(seen: Sequence[tuple[str, str]]) -> list[str]:
+    """What was seen as the arguments of a script: fields and values in turn."""
+    return [text for pair in seen for text in pair]

@@ -1,0 +1,53 @@
+-- include: common
+-- include: job
+-- include: burial
+-- Evict a workspace: its record becomes a tombstone. One effect, one counter, one event, unless anything changed since it was decided.
+--
+-- ARGV  1 id   2 rule   3 detail   4 by whom   5 receipt of a purge, JSON ('' none)   6 '1' a person asks   7 job that asks ('' none)
+--       8 its fence   9 ms the tombstone stays   10 the registration that was seen
+--       11... what else was seen: fields and values in turn
+-- Returns {'done'} | {'changed', what} | {'gone', ''} | {'busy', job that holds the lease} | {'held', the holds, JSON}
+--       | {'state', state that is never evicted}
+-- A person overrules a pin, presence and queued jobs; never a hold, somebody else's lease or a submitted workspace.
+local id, rule, detail, by, receipt, person, job, fence = arg(1), arg(2), arg(3), arg(4), arg(5), arg(6) == '1', arg(7), arg(8)
+local record = key('ws', id)
+local v = redis.call('HMGET', record, 'id', 'state', 'registration', 'fence', 'pinned')
+if not v[1] then
+  return {'gone', ''}
+end
+if (v[3] or '') ~= arg(10) then
+  return {'changed', 'registration'}
+end
+if job ~= '' and run_of(job, fence) ~= 'run' then
+  return {'changed', 'lease'}
+end
+local other = holder_of(id, job)
+if other then
+  return {'busy', other}
+end
+if person then
+  if held(record) then
+    return {'held', redis.call('HGET', record, 'holds')}
+  elseif not EVICTABLE[v[2] or 'active'] then
+    return {'state', v[2]}
+  end
+else
+  if not as_seen(record, 11) then
+    return {'changed', 'record'}
+  elseif held(record) or v[5] == '1' or not EVICTABLE[v[2] or 'active'] then
+    return {'changed', 'record'}
+  elseif present(id) then
+    return {'changed', 'presence'}
+  elseif job_queued(id) then
+    return {'changed', 'queued'}
+  end
+end
+local was = bury(id, rule, detail, by, arg(9), receipt)
+if job ~= '' then
+  -- The job that asked goes on without its record: what it still has to say is the outcome, not the workspace's.
+  redis.call('HSET', key('job', job), 'buried', '1')
+end
+count('evicted:' .. rule)
+event('workspace.evicted', 'workspace', id, 'reason', rule, 'detail', detail, 'by', by, 'host', was.host or '', 'repo', was.repo or '',
+  'digest', was.digest or '', 'generation', was.generation or '0', 'stored_bytes', was.stored_bytes or '0')
+return {'done'}

@@ -1,0 +1,100 @@
+-- include: census
+-- The states of a workspace, and when the sweeps have to look at it again. Needs common.lua before it.
+--
+--   ws:due:evict   ZSET   by the first ms at which a sweep could evict, purge or announce that
+--   ws:due:stop    ZSET   by the first ms at which a sweep could stop, strand, abandon or announce that
+--   presence:<id>  ZSET   who works in the workspace, by the end (ms) of what each said last; gone with the record
+--
+-- From a state to those it may go to; the burial of a record, and its way back to `stopped`, are not moves. mothball/policy.py
+-- has the same table, and a test compares them.
+local MOVES = {
+  active = {submitted = true, stopped = true, stranded = true},
+  submitted = {active = true, merged = true},
+  merged = {},
+  stopped = {active = true},
+  stranded = {active = true, abandoned = true},
+  abandoned = {},
+}
+local EVICTABLE = {active = true, merged = true, stopped = true, abandoned = true}
+
+-- Something changed that may bring a sweep's work forward: both sweeps look at this workspace next time. A score is never the one that
+-- stood there: a sweep that decided before this change must not be able to put the workspace off.
+local function mark_due(id)
+  for _, kind in ipairs({'evict', 'stop'}) do
+    local due = key('ws', 'due', kind)
+    local score = tonumber(redis.call('ZSCORE', due, id) or '')
+    redis.call('ZADD', due, int(score and score <= NOW and score - 1 or NOW), id)
+  end
+end
+
+-- as_seen(record, n): is the record still as the caller saw it? From argument n on: fields and values in turn, '' for a missing field.
+local function as_seen(record, n)
+  local names = {}
+  for at = n + 5, #ARGV, 2 do
+    names[#names + 1] = ARGV[at]
+  end
+  local values = #names > 0 and redis.call('HMGET', record, unpack(names)) or {}
+  for at = 1, #names do
+    if (values[at] or '') ~= ARGV[n + 4 + 2 * at] then
+      return false
+    end
+  end
+  return true
+end
+
+-- The job that works on the workspace under a live lease, unless it is `own`; nil when there is none.
+local function holder_of(id, own)
+  local job = redis.call('HGET', key('lease', id), 'job')
+  if job and job ~= own then
+    return job
+  end
+  return nil
+end
+
+local function present(id)
+  return redis.call('ZCOUNT', key('presence', id), '(' .. int(NOW), '+inf') > 0
+end
+
+-- Is a job queued for the workspace? One that is waiting for its lease, its host or the time of a retry is, too.
+local function job_queued(id)
+  for _, job in ipairs(redis.call('ZRANGE', key('jobs', 'ws', id), 0, -1)) do
+    if redis.call('HGET', key('job', job), 'state') == 'queued' then
+      return true
+    end
+  end
+  return false
+end
+
+local function held(record)
+  return (redis.call('HGET', record, 'holds') or '[]') ~= '[]'
+end
+
+-- move(id, to, reason): true, or nil and the state from which there is no such way. A state that nobody knows allows nothing (Q-02).
+local function move(id, to, reason)
+  local record = key('ws', id)
+  local from = redis.call('HGET', record, 'state') or 'active'
+  if not (MOVES[from] and MOVES[from][to]) then
+    return nil, from
+  end
+  redis.call('HSET', record, 'state', to, 'state_since', int(NOW), 'state_reason', reason)
+  redis.call('HDEL', record, 'noticed')
+  census(id, from, to)
+  mark_due(id)
+  return true, from
+end
+
+-- Back to work: who was missed before is not missed again. Returns nil, or the job that must end first.
+local ENDING = {['workspace.stop'] = true, ['workspace.purge'] = true}
+local function come_back(id, reason)
+  local job = holder_of(id, '')
+  if job and ENDING[redis.call('HGET', key('job', job), 'task') or ''] then
+    return job
+  end
+  local record = key('ws', id)
+  move(id, 'active', reason)
+  local active = int(math.max(NOW, tonumber(redis.call('HGET', record, 'last_active') or '0')))
+  redis.call('HSET', record, 'last_active', active, 'last_signal', 'resume', 'sig:resume', active)
+  redis.call('ZADD', key('ws', 'by', 'active'), active, id)
+  redis.call('ZREMRANGEBYSCORE', key('presence', id), '-inf', int(NOW))
+  return nil
+end

@@ -1,0 +1,190 @@
+"""What reclaims workspaces, as it was said: for the fleet, for a repo, for one workspace. `mothball.policy` reads and decides.
+
+A change for the fleet or a repo makes the sweeps look at every workspace again: a walk through all records, a bounded piece at a
+time, which repairs the indexes on its way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from mothball import policy
+from mothball.errors import InvalidParams
+from mothball.policy import Facts, Policy
+from mothball.registry import encode, keys
+from mothball.registry.connection import Connection
+from mothball.registry.overrides import change_policy
+from mothball.registry.scripts import Scripts
+from mothball.registry.workspaces import Workspace, Workspaces
+from mothball.settings import Settings
+
+WALK_EVERY_MS = 86_400_000
+"""A walk begins by itself when the last one ended longer ago than this."""
+_BATCH = 500
+_REPO = "repo:"
+_ALL = {"all": True, "cursor": 0, "todo": []}
+_INDEXES = ("ws:by:", "ws:due:", "ws:repo:", "ws:host:", "ws:good:", "ws:state:")
+_TOMB = "ws:gone:"
+
+
+class PolicyBook(msgspec.Struct, frozen=True):
+    """All policies of the fleet and its repos at one moment. `default` is the setting; `repos` are by name."""
+
+    version: int
+    default: dict[str, Any]
+    fleet: dict[str, Any]
+    repos: dict[str, dict[str, Any]]
+    cache: dict[str | None, Policy] = {}
+    """Merged policies by repo (None: of the fleet), for the many workspaces that have none of their own."""
+
+    def fleet_policy(self) -> Policy:
+        """What counts for a workspace about which nobody said anything else. Raises `InvalidParams` when it cannot be read."""
+        return policy.merge(self.default, self.fleet, strict=False)
+
+    def levels(self, of: Facts | Workspace) -> list[tuple[str, Mapping[str, Any]]]:
+        """The levels that apply to a workspace with their names, the weakest first."""
+        found: list[tuple[str, Mapping[str, Any]]] = [("setting", self.default), ("fleet", self.fleet)]
+        if of.repo is not None and of.repo in self.repos:
+            found.append((f"repo {of.repo}", self.repos[of.repo]))
+        return [*found, ("workspace", policy.check(of.policy, "workspace"))]
+
+    def of(self, workspace: Facts | Workspace) -> Policy:
+        """The policy that counts for this workspace.
+
+        Raises `InvalidParams` when one of the levels cannot be read: nothing is reclaimed by a policy that nobody understands.
+        """
+        if workspace.policy:
+            return policy.merge(*(level for _, level in self.levels(workspace)), strict=False)
+        repo = workspace.repo if workspace.repo in self.repos else None
+        if repo not in self.cache:
+            self.cache[repo] = policy.merge(*(level for _, level in self.levels(workspace)), strict=False)
+        return self.cache[repo]
+
+
+class Policies:
+    """The policies of the fleet, and the walk that makes a new one count for every workspace."""
+
+    def __init__(self, connection: Connection, scripts: Scripts, workspaces: Workspaces, settings: Settings) -> None:
+        self._connection = connection
+        self._scripts = scripts
+        self._workspaces = workspaces
+        self._settings = settings
+        self._key = keys.Keys(settings.namespace)
+
+    def book(self) -> PolicyBook:
+        """All policies as they are now. Raises `InvalidParams` when one cannot be read, `Unavailable`."""
+        with self._connection.guard() as client:
+            raw = client.hgetall(self._key("policies"))
+        return PolicyBook(
+            version=int(raw.get("version", 0)),
+            default=_default(self._settings.policy),
+            fleet=_read("fleet", raw.get("fleet", "")),
+            repos={name.removeprefix(_REPO): _read(name, text) for name, text in raw.items() if name.startswith(_REPO)},
+        )
+
+    def set_fleet(self, raw: Mapping[str, Any] | None, by: str = "") -> PolicyBook:
+        """Replace the policy of the fleet; None: that of the setting counts. Raises `InvalidParams` for one that makes no sense."""
+        book = self.book()
+        checked = policy.check(raw, "fleet") if raw is not None else {}
+        policy.merge(book.default, checked)
+        return self._set("fleet", checked, by)
+
+    def set_repo(self, repo: str, raw: Mapping[str, Any] | None, by: str = "") -> PolicyBook:
+        """Replace the policy of `repo`; None: none of its own. Raises `InvalidParams` for one that makes no sense."""
+        book = self.book()
+        checked = policy.check(raw, "repo") if raw is not None else {}
+        policy.merge(book.default, book.fleet, checked)
+        return self._set(_REPO + keys.repo_name(repo), checked, by)
+
+    def _set(self, level: str, checked: dict[str, Any], by: str) -> PolicyBook:
+        text = encode.dumps(checked, "policy", encode.MAX_DOCUMENT_BYTES) if checked else ""
+        self._scripts.run("set_policies", level, text, by, json.dumps(_ALL))
+        return self.book()
+
+    def set_workspace(self, id: str, raw: Mapping[str, Any] | None, by: str = "") -> Workspace:  # noqa: A002
+        """Replace what the workspace's own policy says about reclaiming it; None: nothing. Its other keys (`FOREIGN`) stay.
+
+        Raises `InvalidParams`, `NotFound`, `Gone`, `Busy` (others change it all the time).
+        """
+        book = self.book()
+        checked = policy.check(raw, "workspace") if raw is not None else {}
+
+        def change(record: Workspace) -> dict[str, Any]:
+            repo = book.repos.get(record.repo or "", {})
+            policy.merge(book.default, book.fleet, repo, checked, mode=record.mode)
+            return {**{name: record.policy[name] for name in policy.FOREIGN if name in record.policy}, **checked}
+
+        value = encode.dumps(checked, "policy", encode.MAX_DOCUMENT_BYTES)
+        return change_policy(self._scripts, id, change, event="workspace.policy_changed", value=value, by=by)
+
+    def walking(self) -> bool:
+        """True while a walk through all records goes on."""
+        with self._connection.guard() as client:
+            return bool(client.hexists(self._key("policies"), "walk"))
+
+    def heal(self, limit: int = 5000) -> dict[str, Any]:
+        """Go on with the walk by about `limit` keys and entries, or begin one that is due (daily, and after a change of policy).
+
+        Every record gets back the index entries it lost, entries without a record go, and after a change of policy the sweeps look
+        at every workspace again. Returns ``{walking, seen, repaired}``: call it again while `walking`. Two callers do no harm.
+        """
+        with self._connection.guard() as client:
+            before = client.hget(self._key("policies"), "walk") or ""
+        if not before:
+            before = json.dumps({**_ALL, "all": False})
+            if not self._scripts.run("walk", "", before, WALK_EVERY_MS):
+                return {"walking": self.walking(), "seen": 0, "repaired": 0}
+        walk = json.loads(before)
+        seen = repaired = 0
+        while seen < limit and (walk["todo"] or walk["cursor"] is not None):
+            found, fixed = self._index(walk) if walk["todo"] else self._records(walk)
+            seen += found
+            repaired += fixed
+        done = not walk["todo"] and walk["cursor"] is None
+        moved = self._scripts.run("walk", before, "" if done else json.dumps(walk), WALK_EVERY_MS)
+        return {"walking": not (moved and done), "seen": seen, "repaired": repaired}
+
+    def _records(self, walk: dict[str, Any]) -> tuple[int, int]:
+        """One step through the keyspace: records are repaired here, indexes are noted for later."""
+        with self._connection.guard() as client:
+            cursor, names = client.scan(walk["cursor"], match=self._key("ws", "*"), count=_BATCH)
+        walk["cursor"] = int(cursor) or None
+        bare = [self._key.bare(name) for name in names]
+        walk["todo"] += [[name, 0] for name in bare if name.startswith(_INDEXES)]
+        ids = [name.removeprefix("ws:") for name in bare if not name.startswith((*_INDEXES, _TOMB))]
+        return _BATCH, int(self._scripts.run("heal", "records", "1" if walk["all"] else "", *ids)) if ids else 0
+
+    def _index(self, walk: dict[str, Any]) -> tuple[int, int]:
+        """One step through an index: entries without their record go."""
+        name, cursor = walk["todo"][-1]
+        kind = "zset" if name.startswith(("ws:by:", "ws:due:", "ws:good:")) else "set"
+        with self._connection.guard() as client:
+            scan = client.zscan if kind == "zset" else client.sscan
+            cursor, found = scan(self._key(name), cursor, count=_BATCH)
+        if int(cursor):
+            walk["todo"][-1][1] = int(cursor)
+        else:
+            walk["todo"].pop()
+        ids = [each[0] for each in found] if kind == "zset" else list(found)
+        return max(len(ids), 1), int(self._scripts.run("heal", kind, name, *ids)) if ids else 0
+
+
+@lru_cache(maxsize=8)
+def _default(text: str) -> dict[str, Any]:
+    return policy.parse_text(text) if text else {}
+
+
+def _read(level: str, text: str) -> dict[str, Any]:
+    """A stored policy. One that cannot be read is an error and never an empty one: that would let the defaults reclaim."""
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise InvalidParams(f"the policy of {level} in the registry is no JSON; set it again with `mothball policy set`") from None
+    return policy.check(found, "repo" if level.startswith(_REPO) else "fleet")
