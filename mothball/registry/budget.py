@@ -8,16 +8,19 @@ promised is tied to its run: whoever ends the run, or finds it dead, refunds it 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from mothball.errors import InvalidParams, LeaseLost
 from mothball.names import check_host
+from mothball.policy import Facts
 from mothball.registry import keys
 from mothball.registry.connection import Connection
+from mothball.registry.facts import flat
 from mothball.registry.scripts import Scripts
+from mothball.registry.workspaces import MAX_TEXT
 from mothball.settings import Settings
 
 _BATCH = 200
@@ -54,10 +57,15 @@ class BudgetState(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """Whether the job was promised its bytes, and the budget as it was before, `reserved` without this job's own."""
+    """Whether the job was promised its bytes, the budget as it was before (`reserved` without this job's own), who was evicted.
+
+    `changed` is the id of somebody who was to be evicted and is not any more as the plan saw it; nobody was evicted then.
+    """
 
     ok: bool
     before: BudgetState
+    evicted: list[str] = []
+    changed: str = ""
 
 
 class Budget:
@@ -67,6 +75,7 @@ class Budget:
         self._connection = connection
         self._scripts = scripts
         self._key = keys.Keys(settings.namespace)
+        self._tombstone_ms = settings.tombstone_seconds * 1000
 
     def state(self, limit: int | None = None) -> BudgetState:
         """The sums now; `limit` is only passed on. Raises `Unavailable`."""
@@ -74,17 +83,40 @@ class Budget:
             raw = client.hmget(self._key("budget"), "loaded", "reserved", "retained", "high_water")
         return BudgetState(limit, *(int(each or 0) for each in raw))
 
-    def reserve(self, job: str, fence: int, *, bytes: int, limit: int) -> Reservation:  # noqa: A002
+    def reserve(
+        self,
+        job: str,
+        fence: int,
+        *,
+        bytes: int,  # noqa: A002
+        limit: int,
+        victims: Sequence[Facts] = (),
+        detail: str = "",
+    ) -> Reservation:
         """Promise the running job room for `bytes` in all, if that fits the limit; at the limit it fits (Q-12, 6.2).
 
-        A job has one reservation: another call replaces it when it fits, and leaves it when it does not. It ends with the run.
+        When it does not, as many of `victims` as it takes are evicted in their order, with rule ``budget`` and `detail`: all in one
+        step, and none unless they make the room and are still as their facts say (Q-13). A job has one reservation: another
+        call replaces it when it fits, and leaves it when it does not. It ends with the run.
         Raises `LeaseLost` for a run that is not the newest, `InvalidParams`, `Unavailable`.
         """
-        need, most = _bytes("bytes", bytes), _bytes("limit", limit)
-        answer = self._scripts.run("budget_reserve", keys.job_id(job), fence, need, most)
+        args: list[str | int] = [
+            _bytes("bytes", bytes),
+            _bytes("limit", limit),
+            self._tombstone_ms,
+            detail[:MAX_TEXT],
+            f"job {job}",
+        ]
+        for each in victims:
+            args += [each.id, each.registration, len(each.seen), *flat(each.seen)]
+        answer = self._scripts.run("budget_reserve", keys.job_id(job), fence, *args)
         if answer[0] == "lost":
             raise LeaseLost(job=job)
-        return Reservation(answer[0] == "ok", BudgetState(limit, *(int(each) for each in answer[1:])))
+        status, *sums, rest = answer[0], *answer[1:5], answer[5:]
+        before = BudgetState(limit, *(int(each) for each in sums))
+        if status == "changed":
+            return Reservation(False, before, changed=rest[0])
+        return Reservation(status == "ok", before, evicted=rest)
 
     def refund(self, job: str, fence: int) -> None:
         """Give back what the running job was promised before its end does. Raises `LeaseLost`, `Unavailable`."""

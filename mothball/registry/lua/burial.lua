@@ -64,3 +64,25 @@ local function bury(id, reason, detail, by, ttl, receipt)
   redis.call('PEXPIRE', tomb, ttl)
   return was
 end
+
+-- changed_since(id, n, last): what is not as a decision by policy saw it (as_seen's arguments), nil when it may be carried out.
+local function changed_since(id, n, last)
+  local record = key('ws', id)
+  local v = redis.call('HMGET', record, 'state', 'pinned')
+  if not as_seen(record, n, last) or held(record) or v[2] == '1' or not EVICTABLE[v[1] or 'active'] then
+    return 'record'
+  elseif present(id) then
+    return 'presence'
+  elseif job_queued(id) then
+    return 'queued'
+  end
+  return nil
+end
+
+-- evict(...): the burial with its counter and its event.
+local function evict(id, rule, detail, by, ttl, receipt)
+  local was = bury(id, rule, detail, by, ttl, receipt)
+  count('evicted:' .. rule)
+  event('workspace.evicted', 'workspace', id, 'reason', rule, 'detail', detail, 'by', by, 'host', was.host or '', 'repo', was.repo or '',
+    'digest', was.digest or '', 'generation', was.generation or '0', 'stored_bytes', was.stored_bytes or '0')
+end

@@ -11,7 +11,7 @@
 -- A person overrules a pin, presence and queued jobs; never a hold, somebody else's lease or a submitted workspace.
 local id, rule, detail, by, receipt, person, job, fence = arg(1), arg(2), arg(3), arg(4), arg(5), arg(6) == '1', arg(7), arg(8)
 local record = key('ws', id)
-local v = redis.call('HMGET', record, 'id', 'state', 'registration', 'fence', 'pinned')
+local v = redis.call('HMGET', record, 'id', 'state', 'registration', 'fence')
 if not v[1] then
   return {'gone', ''}
 end
@@ -32,22 +32,14 @@ if person then
     return {'state', v[2]}
   end
 else
-  if not as_seen(record, 11) then
-    return {'changed', 'record'}
-  elseif held(record) or v[5] == '1' or not EVICTABLE[v[2] or 'active'] then
-    return {'changed', 'record'}
-  elseif present(id) then
-    return {'changed', 'presence'}
-  elseif job_queued(id) then
-    return {'changed', 'queued'}
+  local what = changed_since(id, 11)
+  if what then
+    return {'changed', what}
   end
 end
-local was = bury(id, rule, detail, by, arg(9), receipt)
+evict(id, rule, detail, by, arg(9), receipt)
 if job ~= '' then
   -- The job that asked goes on without its record: what it still has to say is the outcome, not the workspace's.
   redis.call('HSET', key('job', job), 'buried', '1')
 end
-count('evicted:' .. rule)
-event('workspace.evicted', 'workspace', id, 'reason', rule, 'detail', detail, 'by', by, 'host', was.host or '', 'repo', was.repo or '',
-  'digest', was.digest or '', 'generation', was.generation or '0', 'stored_bytes', was.stored_bytes or '0')
 return {'done'}

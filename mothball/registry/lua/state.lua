@@ -27,10 +27,11 @@ local function mark_due(id)
   end
 end
 
--- as_seen(record, n): is the record still as the caller saw it? From argument n on: fields and values in turn, '' for a missing field.
-local function as_seen(record, n)
+-- as_seen(record, n, last): is the record still as the caller saw it? From argument n on, to `last` or the end: fields and values in
+-- turn, '' for a missing field.
+local function as_seen(record, n, last)
   local names = {}
-  for at = n + 5, #ARGV, 2 do
+  for at = n + 5, last and last + 5 or #ARGV, 2 do
     names[#names + 1] = ARGV[at]
   end
   local values = #names > 0 and redis.call('HMGET', record, unpack(names)) or {}
