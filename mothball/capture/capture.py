@@ -20,6 +20,7 @@ from mothball.capture.changes import Changes, Comparison
 from mothball.capture.gitstate import git_states
 from mothball.capture.labels import image_labels, same_labels
 from mothball.capture.listing import RESULT_BYTES, fitting, listed
+from mothball.capture.need import need
 from mothball.capture.notes import ref_notes, refresh
 from mothball.capture.pack import Packer
 from mothball.capture.reading import Reader
@@ -214,6 +215,8 @@ class _Capture:
     ) -> CaptureResult:
         blobs, settings = self.store.blobs, self.settings
         known = parent.baseline.signatures if parent else {}
+        # Whoever minds a budget answers here, before anything is written.
+        self.checkpoint("plan", {"need_bytes": need(self.root_fd, found.entries, changes.emit)})
         with LayerWriter(
             blobs, frame_bytes=settings.frame_bytes, level=settings.zstd_level, threads=settings.capture_threads
         ) as writer:
@@ -309,7 +312,7 @@ class _Capture:
 
     def _publish(self, result: CaptureResult, manifest_size: int) -> CaptureResult:
         """Move ``latest``, the last step that can be refused; the record follows when the job is finished."""
-        self.checkpoint("publish", {"files": result.files, "bytes": result.bytes})
+        self.checkpoint("publish", {"files": result.files, "bytes": result.bytes, "stored_bytes": result.stored_bytes})
         request = self.request
         result = msgspec.structs.replace(result, seconds=round(time.monotonic() - self.started, 6))
         if result.changed:
