@@ -42,7 +42,7 @@ class _Answer(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def ask(hook: str, question: dict[str, Any], *, seconds: float = SECONDS) -> int | None:
-    """Ask `hook`; by how many ms the action is to be put off, None for no veto. Raises `HookFailed`, after `seconds` at the latest."""
+    """By how many ms `hook` puts the action off, None for no veto; within `seconds`. Raises `HookFailed`."""
     body = json.dumps(question, sort_keys=True).encode()
     if hook.startswith(("http://", "https://")):
         answer = _post(hook, body, seconds)

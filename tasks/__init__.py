@@ -5,7 +5,9 @@ from __future__ import annotations
 MODULES = (
     "tasks.capture",
     "tasks.collect",
+    "tasks.lifecycle",
     "tasks.maintenance",
+    "tasks.notice",
     "tasks.restore",
     "tasks.snapshot",
     "tasks.transfer",

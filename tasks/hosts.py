@@ -45,7 +45,7 @@ def ask_hosts(here: Services, task: str, args: dict[str, Any], lane: str) -> dic
     Returns how many hosts were `asked` (a job was made), had one queued already (`joined`), or `failed`. Hosts that are offline
     are left out: the sweep after their return asks them. Raises `Unavailable` when the registry cannot be reached at all.
     """
-    bells = _Bells(here)
+    bells = Bells(here)
     asked = joined = failed = in_a_row = 0
     for host in (each.host for each in here.registry.hosts.list() if each.online):
         try:
@@ -65,7 +65,7 @@ def ask_hosts(here: Services, task: str, args: dict[str, Any], lane: str) -> dic
     return {"asked": asked, "joined": joined, "failed": failed}
 
 
-class _Bells:
+class Bells:
     """Doorbells of one sweep. The jobs are recorded: what cannot be rung now, maintenance.ring rings."""
 
     def __init__(self, here: Services) -> None:
@@ -73,6 +73,7 @@ class _Bells:
         self._silent = 0
 
     def ring(self, job: Job) -> None:
+        """Ring for `job`; after a few that found no broker none is tried any more. Never raises but for a time limit."""
         if self._silent >= _GIVE_UP_AFTER:
             return
         try:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -30,7 +31,8 @@ def program(folder: Path, text: str) -> str:
 
 def test_a_program_gets_the_question_and_may_put_the_action_off(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
-    hook = program(tmp_path, f'import sys; open({str(seen)!r}, "w").write(sys.stdin.read() + sys.argv[2]); print(\'{{"extend": "2h30m"}}\')')
+    code = f'import sys; open({str(seen)!r}, "w").write(sys.stdin.read() + sys.argv[2]); print(\'{{"extend": "2h30m"}}\')'
+    hook = program(tmp_path, code)
     assert ask(hook, QUESTION) == 2 * HOUR + HOUR // 2
     assert json.loads(seen.read_text().removesuffix("mothball")) == QUESTION
 
@@ -47,8 +49,8 @@ def test_no_answer_is_no_veto(tmp_path: Path, answer: str) -> None:
         ("print('[]')", "something else"),
         ("print('[' * 60000)", "something else"),
         ("import os; os.write(1, bytes([0x22, 0xff, 0x22]))", "something else"),
-        ('print(\'{"extend": 7200}\')', "something else"),
-        ('print(\'{"veto": true}\')', "something else"),
+        ("print('{\"extend\": 7200}')", "something else"),
+        ("print('{\"veto\": true}')", "something else"),
         ('print(\'{"extend": "soon"}\')', "cannot be used"),
         ('print(\'{"extend": "0s"}\')', "cannot be used"),
         ('print(\'{"extend": "never"}\')', "not never"),
@@ -70,10 +72,8 @@ def test_a_program_that_cannot_be_started_is_told(hook: str) -> None:
 
 def test_a_program_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
     child = tmp_path / "child"
-    hook = program(
-        tmp_path,
-        f"import subprocess, time; p = subprocess.Popen(['sleep', '60']); open({str(child)!r}, 'w').write(str(p.pid)); time.sleep(60)",
-    )
+    code = "import subprocess, time; p = subprocess.Popen(['sleep', '60'])"
+    hook = program(tmp_path, f"{code}; open({str(child)!r}, 'w').write(str(p.pid)); time.sleep(60)")
     started = time.monotonic()
     with pytest.raises(HookFailed, match="within 1 s"):
         ask(hook, QUESTION, seconds=1.0)
@@ -96,7 +96,7 @@ def test_a_program_does_not_get_the_fleets_password(tmp_path: Path, monkeypatch:
 class Server(BaseHTTPRequestHandler):
     """Answers by path."""
 
-    asked: list[tuple[str, bytes]] = []
+    asked: ClassVar[list[tuple[str, bytes]]] = []
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

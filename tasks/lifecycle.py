@@ -1,0 +1,290 @@
+"""The sweeps that reclaim workspaces: expiry, cap and budget; stale and stranded ones; runtimes that died unseen.
+
+Each asks the planner what is due, page by page, and acts: one compare-and-set script per effect, so that however many sweeps run at
+once, each effect happens once (design, section 7). A sweep is bounded by time, others are served between its pages, and one bad
+workspace never ends it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from mothball.errors import HostOffline, InvalidParams, MothballError, Unavailable
+from mothball.reclaim import PURGE_TASK, RETRY_MS, Kind, Planned, Reclaimer, Seen
+from mothball.registry.policies import PolicyBook
+from tasks.hosts import Bells, ask_hosts
+from tasks.services import Services
+from tasks.sweep import sweep_task
+
+log = structlog.stdlib.get_logger("mothball.sweep")
+
+BY: Final = "policy"
+STOP_TASK, CAPTURE_TASK, NOTICE_TASK = "workspace.stop", "workspace.capture", "workspace.notice"
+RECONCILE_TASK = "runtime.reconcile"
+STOP_LANE, PURGE_LANE, CAPTURE_LANE, RECONCILE_LANE = "stop", "purge", "capture", "reconcile"
+MOST_SECONDS: Final = 60.0
+"""A sweep takes half its interval and never more than this; what is left waits for the next one."""
+_SOFT_SECONDS, _HARD_SECONDS = 150, 180
+_GIVE_UP_AFTER = 2
+"""Calls in a row that may find no Redis: each waits seconds, and the next sweep comes anyway."""
+_SHOWN_PROBLEMS = 20
+
+
+@sweep_task(
+    name="maintenance.sweep", every=lambda settings: settings.sweep_seconds, soft_time_limit=_SOFT_SECONDS, time_limit=_HARD_SECONDS
+)
+def sweep_expired(here: Services) -> dict[str, Any]:
+    """Evict what has expired, what is above the cap and what the budget has no room for (B-70 to B-77, D-15, D-17, Q-20)."""
+    run = _Run(here, "evict", here.settings.sweep_seconds)
+    run.all_due()
+    run.all_above_limits()
+    return run.result("evicted", "purging")
+
+
+@sweep_task(
+    name="maintenance.stop_stale",
+    every=lambda settings: settings.stop_stale_seconds,
+    soft_time_limit=_SOFT_SECONDS,
+    time_limit=_HARD_SECONDS,
+)
+def stop_stale(here: Services) -> dict[str, Any]:
+    """Have idle ones stopped by their hosts (N-30 to N-33), strand missed ones, abandon those nobody resumed (D-71, D-72)."""
+    run = _Run(here, "stop", here.settings.stop_stale_seconds)
+    run.all_due()
+    return run.result("stopped", "stranded", "abandoned")
+
+
+@sweep_task(name="maintenance.reconcile", every=lambda settings: settings.reconcile_seconds, soft_time_limit=45, time_limit=60)
+def reconcile(here: Services) -> dict[str, Any]:
+    """Ask every host that is online which of its active workspaces lost their runtime (N-34)."""
+    return ask_hosts(here, RECONCILE_TASK, {}, RECONCILE_LANE)
+
+
+class _GiveUp(Exception):
+    """The registry does not answer any more; the next sweep goes on."""
+
+
+class _Run:
+    """One run of a sweep of one kind."""
+
+    def __init__(self, here: Services, kind: Kind, every: int) -> None:
+        self.here = here
+        self.registry = here.registry
+        self.kind = kind
+        self.reclaimer = Reclaimer(here.registry, here.settings)
+        self.bells = Bells(here)
+        self.seen = Seen()
+        self.done: dict[str, Counter[str]] = {}
+        self.noticed = 0
+        self._later: list[tuple[str, int, int | None]] = []
+        self._unavailable = 0
+        self._end = time.monotonic() + min(every / 2, MOST_SECONDS)
+        # The time of Redis, once: what becomes due while this runs is the next one's, so this one ends.
+        self.now = self.registry.time_ms()
+        self._offline: set[str] | None = None
+        self.book: PolicyBook | None = None
+        try:
+            self._heal(every)
+            self.book = self.registry.policies.book()
+        except InvalidParams as error:
+            # Fail closed: a policy that nobody can read reclaims nothing.
+            log.error("the fleet's policy cannot be read; nothing is reclaimed until somebody sets it again", error=error.message)
+            self.seen.skipped["policy"] = self.registry.lifecycle.due_count(kind, self.now)
+
+    def _heal(self, every: int) -> None:
+        """Go on with the walk through all records that a new policy begins, for a part of the time."""
+        end = time.monotonic() + min(every / 2, MOST_SECONDS) / 4
+        while self.registry.policies.heal()["walking"] and time.monotonic() < end:
+            pass
+
+    @property
+    def late(self) -> bool:
+        """True when this run has had its time."""
+        return time.monotonic() >= self._end
+
+    def all_due(self) -> None:
+        """Judge and act, page by page, until nothing is due or the time is over."""
+        if self.book is None:
+            return
+        size = self.here.settings.sweep_batch
+        try:
+            while True:
+                due = self.registry.lifecycle.due(self.kind, size, self.now)
+                page = self.reclaimer.judge(self.kind, due, self.book, self.now)
+                self.seen.add(page)
+                self._later += page.later
+                try:
+                    for planned in page.notices:
+                        self._try(self._announce, planned)
+                    for planned in page.acts:
+                        self._try(self._act, planned)
+                finally:
+                    self._put_off()
+                if len(due) < size or self.late:
+                    return
+        except _GiveUp:
+            log.warning("the registry does not answer; the next sweep goes on")
+
+    def all_above_limits(self) -> None:
+        """Cap, then budget: the oldest and the least used go until the limit is kept, asked again before each one."""
+        if self.book is None:
+            return
+        try:
+            for repo, cap in self.reclaimer.caps(self.book):
+                for planned in self.reclaimer.over_cap(repo, self.book, self.now, partial(self._above, repo, cap), self.seen):
+                    self._try(self._act, planned)
+            if (budget := self.book.fleet_policy().budget) is not None:
+                for planned in self.reclaimer.over_budget(self.book, self.now, partial(self._over, budget), self.seen):
+                    self._try(self._act, planned)
+        except _GiveUp:
+            log.warning("the registry does not answer; the next sweep goes on")
+
+    def _above(self, repo: str | None, cap: int) -> int:
+        ending = sum(repo in {None, each.repo} for each in self.seen.ending)
+        return 0 if self.late else self.reclaimer.count(repo) - cap - ending
+
+    def _over(self, budget: int) -> int:
+        ending = sum(each.stored_bytes for each in self.seen.ending)
+        return 0 if self.late else self.registry.budget.state(budget).over - ending
+
+    def result(self, *names: str) -> dict[str, Any]:
+        """What came of it (B-73): counts by rule, what was skipped and why, and how many are due that nobody looked at."""
+        for id, problem in self.seen.problems[:_SHOWN_PROBLEMS]:  # noqa: A001
+            log.error("kept, because it cannot be judged", workspace=id, error=problem)
+        out: dict[str, Any] = {name: dict(sorted(self.done.get(name, Counter()).items())) for name in names}
+        if "stopped" in out:
+            out["stopped"] = sum(out["stopped"].values())
+        return {
+            **out, "noticed": self.noticed, "skipped": dict(sorted(self.seen.skipped.items())),
+            "remaining": self.registry.lifecycle.due_count(self.kind, self.now),
+        }  # fmt: skip
+
+    # -- one workspace ----------------------------------------------------------------------------------------------
+
+    def _try(self, act: Any, planned: Planned) -> None:
+        """`act` upon one; whatever is wrong with it is counted and costs no other."""
+        id = planned.facts.id  # noqa: A001
+        try:
+            at = act(planned)
+            self._unavailable = 0
+        except SoftTimeLimitExceeded:
+            raise
+        except Unavailable as error:
+            self._unavailable += 1
+            self.seen.skip(id, error.code)
+            if self._unavailable >= _GIVE_UP_AFTER:
+                raise _GiveUp from None
+            return
+        except MothballError as error:
+            self.seen.skip(id, error.code)
+            log.warning("kept", workspace=id, action=planned.decision.action, code=error.code, error=error.message)
+            at = self.now + RETRY_MS
+        except Exception as error:  # a bug met one workspace; the others must not wait for its repair
+            self.seen.skip(id, "failed")
+            log.exception("kept", workspace=id, action=planned.decision.action, error=f"{type(error).__name__}: {error}"[:500])
+            at = self.now + RETRY_MS
+        if at is not None and planned.score is not None:
+            self._later.append((id, planned.score, at))
+
+    def _act(self, planned: Planned) -> int | None:
+        """Do what was decided; when to look again, None when the effect's own script has said so."""
+        facts, decision = planned.facts, planned.decision
+        if decision.action == "stop":
+            return self._stop(planned)
+        if decision.action == "evict":
+            return self._purge(planned) if planned.policy.purge else self._evict(planned)
+        if decision.action == "strand":
+            answer = self.registry.lifecycle.strand(facts, reason=decision.rule, by=BY)
+            self._count(answer, "stranded", planned)
+            if answer == "done":
+                self._capture(planned)
+        else:
+            answer = self.registry.lifecycle.abandon(facts, reason=decision.rule, by=BY)
+            self._count(answer, "abandoned", planned)
+        return self._again(answer)
+
+    def _evict(self, planned: Planned) -> int | None:
+        answer = self.registry.lifecycle.evict(planned.facts, rule=planned.decision.rule, detail=planned.decision.detail, by=BY)
+        self._count(answer, "evicted", planned)
+        return self._again(answer)
+
+    def _count(self, answer: str, name: str, planned: Planned) -> None:
+        if answer == "done":
+            self.done.setdefault(name, Counter())[planned.decision.rule] += 1
+        else:
+            self.seen.skip(planned.facts.id, answer)
+
+    def _again(self, answer: str) -> int | None:
+        if answer == "changed":  # by somebody who was quicker: the next sweep sees what it is now
+            return self.now + 1
+        return self.now + RETRY_MS if answer == "busy" else None
+
+    def _stop(self, planned: Planned) -> int:
+        facts, decision = planned.facts, planned.decision
+        self._host_is_there(facts.host)
+        args = {
+            "workspace": facts.id, "rule": decision.rule, "detail": decision.detail, "generation": facts.generation,
+            "last_active": facts.last_active, "force": False, "by": BY,
+        }  # fmt: skip
+        self._submit(STOP_TASK, args, STOP_LANE)
+        self._count("done", "stopped", planned)
+        return self.now + RETRY_MS
+
+    def _purge(self, planned: Planned) -> int:
+        facts, decision = planned.facts, planned.decision
+        if self.reclaimer.refused(planned, self.now):
+            self.seen.skip(facts.id, "purge_refused")
+            return self.now + RETRY_MS
+        self._host_is_there(facts.host)
+        args = {"workspace": facts.id, "rule": decision.rule, "detail": decision.detail, "by": BY}
+        self._submit(PURGE_TASK, args, PURGE_LANE)
+        self._count("done", "purging", planned)
+        self.seen.ending.append(facts)
+        return self.now + RETRY_MS
+
+    def _capture(self, planned: Planned) -> None:
+        """Of what was stranded: what its producer left behind, however it ended."""
+        try:
+            self._submit(CAPTURE_TASK, {"workspace": planned.facts.id}, CAPTURE_LANE)
+        except (HostOffline, Unavailable) as error:
+            log.warning("stranded without a capture", workspace=planned.facts.id, error=error.message)
+
+    def _announce(self, planned: Planned) -> None:
+        facts, decision = planned.facts, planned.decision
+        if decision.notice is None:
+            return
+        action, due = decision.notice
+        why = next((each for each in decision.rules if each.at == due and each.result == "later"), None)
+        rule, detail = (why.rule, why.detail) if why is not None else ("", "")
+        if not self.registry.lifecycle.noticed(facts, action, due, rule=rule, detail=detail):
+            return
+        self.noticed += 1
+        if self.here.settings.notice_hook:
+            # One job per announcement, whoever submits it how often.
+            job = str(uuid.uuid5(uuid.NAMESPACE_URL, f"mothball:notice:{facts.id}:{facts.registration}:{action}:{due}"))
+            args = {"workspace": facts.id, "action": action, "due": due, "rule": rule, "detail": detail}
+            self._submit(NOTICE_TASK, args, None, job_id=job, queue="control")
+
+    def _submit(self, task: str, args: dict[str, Any], lane: str | None, **fields: str) -> None:
+        submitted = self.registry.jobs.submit(task, args, workspace=args["workspace"], lane=lane, origin="beat", **fields)
+        if submitted.ring:
+            self.bells.ring(submitted.job)
+
+    def _host_is_there(self, host: str) -> None:
+        """Raise `HostOffline` unless a worker on `host` was heard lately: a job that waits for a dead host helps nobody."""
+        if self._offline is None:
+            self._offline = {each.host for each in self.registry.hosts.list() if not each.online}
+        if host in self._offline:
+            raise HostOffline(f"host {host!r} is offline; what is to be done there waits until it is back", host=host)
+
+    def _put_off(self) -> None:
+        later, self._later = self._later, []
+        if later:
+            self.registry.lifecycle.rescore(self.kind, later)
