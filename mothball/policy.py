@@ -141,7 +141,7 @@ def _ahead(lines: list[Line], notices: list[Notice], now: int) -> tuple[dict[str
         for notice in notices:
             if due[notice.kind] is None and notice.opens <= at and _leaves_room(spoken, notice):
                 due[notice.kind] = at
-        if None not in due.values():
+        if following is not None and None not in due.values():
             break
     return due, following
 

@@ -101,23 +101,34 @@ def notices_of(facts: Facts, policy: Policy, now: int, lines: list[Line]) -> lis
 
     An announcement is a promise: what was announced for a later time than it would come now waits for that time. What was announced
     for an earlier time (it was put off since, by a sign of life or an extension) is announced again. The warning is never longer
-    than the limit that it announces, and what was seen too late waits until its warning has been as long as asked for.
+    than the limit that it announces, and what could not be announced in time (nobody looked, or something protected the workspace)
+    waits until its warning has been as long as asked for.
     """
     if policy.notice_before is None:
         return []
     out = []
+    free = _unprotected(lines, now)
     for kind in ("evict", "stop"):
         timed = [line for line in lines if line.action == kind and line.since is not None and line.starts is not None]
         if not timed:
             continue
         first = min(timed, key=lambda line: line.starts or 0)
         starts, since = first.starts or 0, first.since or 0
-        warning = max(min(policy.notice_before, starts - since), 0)
+        if (warning := min(policy.notice_before, starts - since)) <= 0:  # a deadline that had passed before it began
+            continue
         if (promised := facts.noticed.get(kind)) is not None and promised >= starts:
             out.append(Notice(kind, starts - warning, promised, True))
         else:
-            out.append(Notice(kind, starts - warning, max(starts, now + warning), False))
+            out.append(Notice(kind, starts - warning, max(starts, free + warning), False))
     return out
+
+
+def _unprotected(lines: list[Line], now: int) -> int:
+    """The first ms from `now` on at which nothing keeps the workspace; `now` when something always does."""
+    keeping = [line for line in lines if line.action == "keep" and line.starts is not None]
+    if any(line.ends is None for line in keeping):
+        return now
+    return max([now, *(line.ends for line in keeping if line.ends is not None)])
 
 
 def last_sign(facts: Facts, policy: Policy) -> tuple[int, str]:
