@@ -45,7 +45,7 @@ COMMAND_SECONDS: Final = 5.0
 TOTAL_SECONDS: Final = 20.0
 """Longest time for all repositories of one capture; those left over are recorded with an error."""
 MEMORY_BYTES: Final = 2 * 1024**3
-_EMPTY_TREE = {
+EMPTY_TREE = {
     "sha1": "4b825dc642cb6eb9a060e54bf8d69288fbee4904",
     "sha256": "6ef19b41225c5369f1c104d45d8d85efa9b057b53b14b4b9b939dd74decc5321",
 }
@@ -75,7 +75,7 @@ _SAFE: Final = (
 )
 _HARMLESS = ("core.filemode", "core.symlinks", "core.ignorecase", "core.autocrlf", "core.eol", "core.trustctime", "core.checkstat")
 _HARMLESS_VALUE = re.compile(r"(?:true|false|yes|no|on|off|0|1|input|lf|crlf|native|default|minimal)\Z")
-_GITFILE = re.compile(rb"gitdir:[ \t]*([^\r\n]+)[\r\n]*\Z")
+GITFILE = re.compile(rb"gitdir:[ \t]*([^\r\n]+)[\r\n]*\Z")
 
 
 def git_states(root_fd: int, root: str, found: Sequence[str], allowed_roots: Sequence[Path]) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ class _Repository:
         objects = self._keep(open_below(common, "objects"))
         check_alternates(objects, common_path + "/objects", self._allowed)
         config = plain_settings(read_file(common, "config", MAX_CONFIG) or b"")
-        question = _Question(git, scratch, objects, config, read_file(common, "shallow", MAX_CONFIG), deadline)
+        question = Question(git, scratch, objects, config, read_file(common, "shallow", MAX_CONFIG), deadline)
         with question:
             count = _count_unpushed(refs, head, question, only_head=state["kind"] == "worktree")
             if config.get("core.bare") not in {"true", "yes", "on", "1"}:
@@ -156,7 +156,7 @@ class _Repository:
             return self._keep(open_below(self.work, ".git")), self._place + "/.git"
         if not stat.S_ISREG(kind):
             raise GitFault("its .git is neither a folder nor a file")
-        match = _GITFILE.match(read_file(self.work, ".git", SMALL) or b"")
+        match = GITFILE.match(read_file(self.work, ".git", SMALL) or b"")
         if match is None:
             raise GitFault("its .git file cannot be understood")
         target = match[1].rstrip()
@@ -164,7 +164,7 @@ class _Repository:
         fd, path = open_allowed(self._place, target, self._allowed, "its git folder")
         return self._keep(fd), path
 
-    def _dirty(self, own: int, head: Head, question: _Question) -> bool | None:
+    def _dirty(self, own: int, head: Head, question: Question) -> bool | None:
         try:
             index = self._keep(os.open("index", FILE_FLAGS, dir_fd=own))
         except FileNotFoundError:
@@ -172,7 +172,7 @@ class _Repository:
         found = os.fstat(index)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_INDEX:
             raise GitFault("its index is not a regular file of a sensible size")
-        against = head.commit or _EMPTY_TREE[question.format]
+        against = head.commit or EMPTY_TREE[question.format]
         same = "--quiet", "--ignore-submodules=all"
         staged = question.start("diff-index", "--cached", *same, against, "--", index=index, work=self.work)
         plain = "--no-ext-diff", "--no-textconv", "--no-renames"
@@ -183,7 +183,7 @@ class _Repository:
         return False if codes == (0, 0) else None
 
 
-def _count_unpushed(refs: Refs, head: Head, question: _Question, *, only_head: bool) -> int | Callable[[], int | None]:
+def _count_unpushed(refs: Refs, head: Head, question: Question, *, only_head: bool) -> int | Callable[[], int | None]:
     """The number, or (git is asked while other questions run) what will give it."""
     pushed = refs.under(b"refs/remotes/")
     tips = set() if only_head else refs.under(b"refs/heads/")
@@ -202,7 +202,7 @@ def _count_unpushed(refs: Refs, head: Head, question: _Question, *, only_head: b
     return answer
 
 
-class _Question:
+class Question:
     """A git folder of our own over the objects of somebody else's, in which git commands run side by side.
 
     Leaving the ``with`` block kills what still runs. `fault` says what went wrong first, if anything did.
@@ -232,7 +232,7 @@ class _Question:
         if lines:
             (self._folder / "shallow").write_text("\n".join(lines) + "\n")
 
-    def __enter__(self) -> _Question:
+    def __enter__(self) -> Question:
         return self
 
     def __exit__(self, *exc: object) -> None:
