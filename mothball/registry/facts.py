@@ -15,6 +15,10 @@ COMPARED = (
     "pinned", "holds", "policy", "generation", "noticed", "unknown", *(f"{SIGNAL}{name}" for name in (*SIGNALS, "resume")),
 )  # fmt: skip
 """Fields that a decision rests on: an effect compares them with what was seen, and does nothing when one has changed."""
+PRESENT = "@present"
+"""Stands among what was seen for the latest end of a presence; lua/state.lua compares it with the list of presence."""
+HOST_GONE_MS = 3_600_000
+"""Silence after which a job that waits for a host no longer keeps its workspace; lua/state.lua says the same."""
 _BATCH = 500
 _PARTS = 6
 
@@ -40,15 +44,27 @@ def read_facts(connection: Connection, key: keys.Keys, ids: Sequence[str], job: 
                 pipe.zinter([key("jobs", "ws", each), key("jobs", "due")])
             (seconds, micros), *answers = pipe.execute()
         now = int(seconds) * 1000 + int(micros) // 1000
-        for n in range(len(batch)):
-            raw, *rest = answers[n * _PARTS : (n + 1) * _PARTS]
-            out.append(_facts(raw, rest, now, job) if raw else None)
+        parts = [answers[n * _PARTS : (n + 1) * _PARTS] for n in range(len(batch))]
+        gone = _gone(connection, key, {raw.get("host", "") for raw, *_, queued, due in parts if queued or due}, now)
+        for raw, *rest in parts:
+            out.append(_facts(raw, rest, now, job, gone) if raw else None)
     return out
 
 
-def _facts(raw: dict[str, str], rest: list[Any], now: int, own: str) -> Facts:
+def _gone(connection: Connection, key: keys.Keys, hosts: set[str], now: int) -> set[str]:
+    """Those of `hosts` that were not heard for so long that jobs which wait for them keep nothing."""
+    if not hosts:
+        return set()
+    names = sorted(hosts)
+    with connection.guard() as client:
+        heard = client.zmscore(key("hosts", "offline"), names)
+    return {name for name, at in zip(names, heard, strict=True) if at is not None and now - at > HOST_GONE_MS}
+
+
+def _facts(raw: dict[str, str], rest: list[Any], now: int, own: str, gone: set[str]) -> Facts:
     lease_job, lease_ms, present, queued, retries = rest
     record = decode(raw)
+    until = int(present[0][1]) if present else None
     leased = lease_ms > 0 and lease_job != own
     return Facts(
         id=record.id,
@@ -71,8 +87,8 @@ def _facts(raw: dict[str, str], rest: list[Any], now: int, own: str) -> Facts:
         holds=record.holds,
         lease_until=now + lease_ms if leased else None,
         lease_job=(lease_job or "") if leased else "",
-        queued=len(queued) + len(retries),
-        present_until=int(present[0][1]) if present else None,
+        queued=0 if record.host in gone else len(queued) + len(retries),
+        present_until=until,
         present_by=present[0][0] if present else "",
         driver=str(record.runtime.get("driver", "none")),
         generation=record.generation,
@@ -81,7 +97,7 @@ def _facts(raw: dict[str, str], rest: list[Any], now: int, own: str) -> Facts:
         signals=record.signals,
         policy=record.policy,
         unknown=tuple(record.unknown),
-        seen=tuple((name, raw.get(name, "")) for name in COMPARED),
+        seen=(*((name, raw.get(name, "")) for name in COMPARED), (PRESENT, "" if until is None else str(until))),
     )
 
 

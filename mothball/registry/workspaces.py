@@ -23,6 +23,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 """Stands for no byte of a file's name; JSON escapes bring it in, and no bytes could be written for it."""
 SIGNAL = "sig:"
 """Prefix of the fields that hold the last time of a sign of life."""
+_HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _BATCH = 200
 MODES = ("ephemeral", "persistent")
 MAX_TEXT = 4096
@@ -100,6 +101,11 @@ def _optional(text: str | None) -> str | None:
     return text or None
 
 
+def _digest(text: str | None) -> str | None:
+    """A digest from its form in the record (lua/common.lua says why it has one of its own)."""
+    return f"sha256:{text}" if text and _HEX64.match(text) else text or None
+
+
 def _whole(text: str | None) -> int | None:
     return int(text) if text else None
 
@@ -130,7 +136,7 @@ def decode(record: dict[str, str]) -> Workspace:
         holds=encode.loads(get("holds")) or [],
         fence=int(get("fence", "0")),
         generation=int(get("generation", "0")),
-        digest=_optional(get("digest")),
+        digest=_digest(get("digest")),
         bytes=int(get("bytes", "0")),
         files=int(get("files", "0")),
         high_water_bytes=int(get("high_water_bytes", "0")),

@@ -53,7 +53,7 @@ local function bury(id, reason, detail, by, ttl, receipt)
   end
   local tomb = key('ws', 'gone', id)
   redis.call('DEL', tomb)
-  redis.call('HSET', tomb, 'reason', reason, 'at', int(NOW), 'by', by, 'digest', was.digest or '',
+  redis.call('HSET', tomb, 'reason', reason, 'at', int(NOW), 'by', by, 'digest', whole_digest(was.digest),
     'generation', was.generation or '0', 'fence', was.fence or '0', unpack(kept))
   if detail ~= '' then
     redis.call('HSET', tomb, 'detail', detail)
@@ -69,9 +69,10 @@ end
 local function changed_since(id, n, last)
   local record = key('ws', id)
   local v = redis.call('HMGET', record, 'state', 'pinned')
-  if not as_seen(record, n, last) or held(record) or v[2] == '1' or not EVICTABLE[v[1] or 'active'] then
+  local same, till = as_seen(record, n, last)
+  if not same or held(record) or v[2] == '1' or not EVICTABLE[v[1] or 'active'] then
     return 'record'
-  elseif present(id) then
+  elseif present(id, till) then
     return 'presence'
   elseif job_queued(id) then
     return 'queued'
@@ -84,5 +85,5 @@ local function evict(id, rule, detail, by, ttl, receipt)
   local was = bury(id, rule, detail, by, ttl, receipt)
   count('evicted:' .. rule)
   event('workspace.evicted', 'workspace', id, 'reason', rule, 'detail', detail, 'by', by, 'host', was.host or '', 'repo', was.repo or '',
-    'digest', was.digest or '', 'generation', was.generation or '0', 'stored_bytes', was.stored_bytes or '0')
+    'digest', whole_digest(was.digest), 'generation', was.generation or '0', 'stored_bytes', was.stored_bytes or '0')
 end

@@ -40,6 +40,20 @@ local function event(kind, ...)
   redis.call('XADD', key('events'), 'MAXLEN', '~', EVENTS_MAX, '*', 'kind', kind, ...)
 end
 
+-- A digest as a record holds it: one value above 64 bytes would make Redis keep the whole record in the form that takes three times
+-- the memory. Records of older versions hold it whole; whoever hands one out says whole_digest.
+local function short_digest(digest)
+  local hex = string.match(digest, '^sha256:(%x+)$')
+  return hex and #hex == 64 and hex or digest
+end
+
+local function whole_digest(digest)
+  if digest and #digest == 64 and not string.find(digest, ':', 1, true) then
+    return 'sha256:' .. digest
+  end
+  return digest or ''
+end
+
 -- Why a workspace cannot be used: code and text, or nil when it is there.
 local function workspace_error(ws)
   if redis.call('EXISTS', key('ws', ws)) == 1 then

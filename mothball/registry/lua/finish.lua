@@ -30,7 +30,7 @@ if has_record == '1' and ws ~= '' and redis.call('HGET', key('ws', ws), 'fence')
   redis.call('HSET', record, 'generation', int(now), 'last_good_at', int(NOW))
   redis.call('HDEL', record, 'last_error', 'retry_count')
   if digest ~= '' then
-    redis.call('HSET', record, 'digest', digest)
+    redis.call('HSET', record, 'digest', short_digest(digest))
     if (v[4] or '') ~= '' then
       redis.call('ZADD', key('ws', 'good', v[3], v[4]), int(NOW), ws)
     end

@@ -28,7 +28,7 @@ made = made ~= '' and past(made) or ''
 redis.call('HSET', record,
   'id', id, 'host', host, 'path', path, 'state', 'active', 'created_at', past(created), 'last_active', int(NOW),
   'last_signal', 'rebuild', 'fence', fence, 'registration', int(NOW) .. ':' .. fence, 'rebuilt_at', int(NOW), unpack(ARGV, 16))
-for name, value in pairs({repo = repo, agent_name = agent, expires_at = deadline, digest = digest, last_good_at = made}) do
+for name, value in pairs({repo = repo, agent_name = agent, expires_at = deadline, digest = short_digest(digest), last_good_at = made}) do
   if value ~= '' then
     redis.call('HSET', record, name, value)
   end

@@ -19,5 +19,5 @@ if held(record) then
 end
 local was = bury(id, 'released', '', by, ttl, '')
 count('workspaces_released')
-event('workspace.released', 'workspace', id, 'reason', 'released', 'by', by, 'host', was.host or '', 'digest', was.digest or '')
+event('workspace.released', 'workspace', id, 'reason', 'released', 'by', by, 'host', was.host or '', 'digest', whole_digest(was.digest))
 return {'released'}

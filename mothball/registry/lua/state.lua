@@ -28,19 +28,24 @@ local function mark_due(id)
 end
 
 -- as_seen(record, n, last): is the record still as the caller saw it? From argument n on, to `last` or the end: fields and values in
--- turn, '' for a missing field.
+-- turn, '' for a missing field. Returns true or false, and until when (ms) the caller saw somebody present: `@present`, 0 never.
 local function as_seen(record, n, last)
-  local names = {}
+  local names, wanted, till = {}, {}, 0
   for at = n + 5, last and last + 5 or #ARGV, 2 do
-    names[#names + 1] = ARGV[at]
+    if ARGV[at] == '@present' then
+      till = tonumber(ARGV[at + 1]) or 0
+    else
+      names[#names + 1] = ARGV[at]
+      wanted[#wanted + 1] = ARGV[at + 1]
+    end
   end
   local values = #names > 0 and redis.call('HMGET', record, unpack(names)) or {}
   for at = 1, #names do
-    if (values[at] or '') ~= ARGV[n + 4 + 2 * at] then
-      return false
+    if (values[at] or '') ~= wanted[at] then
+      return false, till
     end
   end
-  return true
+  return true, till
 end
 
 -- The job that works on the workspace under a live lease, unless it is `own`; nil when there is none.
@@ -52,12 +57,21 @@ local function holder_of(id, own)
   return nil
 end
 
-local function present(id)
-  return redis.call('ZCOUNT', key('presence', id), '(' .. int(NOW), '+inf') > 0
+-- present(id, seen): is somebody present, for longer than was seen? Who was seen and did not prevent the decision, because its policy
+-- limits presence, prevents nothing here.
+local function present(id, seen)
+  return redis.call('ZCOUNT', key('presence', id), '(' .. int(math.max(NOW, seen)), '+inf') > 0
 end
 
--- Is a job queued for the workspace? One that is waiting for its lease, its host or the time of a retry is, too.
+-- Is a job queued for the workspace? One that is waiting for its lease, its host or the time of a retry is, too, unless the host was
+-- not heard for so long that nobody can count on it: its workspaces would else be kept for ever.
+local HOST_GONE_MS = 3600000
 local function job_queued(id)
+  local host = redis.call('HGET', key('ws', id), 'host') or ''
+  local heard = tonumber(redis.call('ZSCORE', key('hosts', 'offline'), host) or '')
+  if heard and NOW - heard > HOST_GONE_MS then
+    return false
+  end
   for _, job in ipairs(redis.call('ZRANGE', key('jobs', 'ws', id), 0, -1)) do
     if redis.call('HGET', key('job', job), 'state') == 'queued' then
       return true

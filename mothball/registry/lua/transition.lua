@@ -24,14 +24,15 @@ local from = redis.call('HGET', record, 'state') or 'active'
 if from == to then
   return {'same', redis.call('HGETALL', record)}
 end
-if not as_seen(record, 10) then
+local same, till = as_seen(record, 10)
+if not same then
   return {'changed', 'record'}
 end
 if quiet ~= '' then
   local other = holder_of(id, job)
   if other then
     return {'busy', other}
-  elseif present(id) then
+  elseif present(id, till) then
     return {'changed', 'presence'}
   elseif quiet == '1' and job_queued(id) then
     return {'changed', 'queued'}
