@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mothball import errors
-from mothball.client_base import Connected
+from mothball.client_lifecycle import LifecycleCalls
 from mothball.handles import FINAL_STATES, CaptureJob, JobHandle, PullJob, PushJob, RestoreJob, SnapshotJob
 from mothball.names import check_workspace_id
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["FINAL_STATES", "CaptureJob", "Fleet", "JobHandle", "SnapshotJob"]
 
 
-class Fleet(Connected):
+class Fleet(LifecycleCalls):
     """The fleet behind one Redis, as a producer or an operator sees it. Thread-safe; use it as a context manager or `close` it."""
 
     # -- workspaces -------------------------------------------------------------------------------------------------
