@@ -15,7 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mothball import __version__, errors
-from mothball.cli import collect, doctor, fleet, jobs, look, restore, snapshots, store, transfer, workspaces
+from mothball.cli import (
+    collect,
+    doctor,
+    fleet,
+    jobs,
+    lifecycle,
+    look,
+    policies,
+    reclaim,
+    restore,
+    runtime,
+    sessions,
+    snapshots,
+    store,
+    transfer,
+    workspaces,
+)
 from mothball.cli.output import emit_error
 
 if TYPE_CHECKING:
@@ -52,6 +68,11 @@ def build_app() -> typer.Typer:
     app = typer.Typer(name="mothball", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.callback()(_root)
     workspaces.add_to(app)
+    sessions.add_to(app)
+    lifecycle.add_to(app)
+    reclaim.add_to(app)
+    policies.add_to(app)
+    runtime.add_to(app)
     jobs.add_to(app)
     snapshots.add_to(app)
     look.add_to(app)

@@ -12,7 +12,7 @@ import typer
 from mothball import errors
 from mothball.cli.local import load_settings, local_store
 from mothball.cli.output import JsonFlag, emit_json, emit_json_array, line, note, table
-from mothball.cli.session import open_fleet
+from mothball.cli.session import open_fleet, who
 from mothball.cli.text import age, escape, human_bytes, printable, time_text
 from mothball.cli.waiting import NoWait, Timeout, finished
 from mothball.names import check_workspace_id
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mothball.client import Fleet
+    from mothball.registry import Workspace
     from mothball.settings import Settings
 
 PANEL = "Captures"
@@ -190,7 +191,7 @@ def undelete(
     timeout: Timeout = None,
     json: JsonFlag = False,
 ) -> None:
-    """Bring back captures that were forgotten, or whose workspace was released. Without ID: list what can be brought back."""
+    """Bring a workspace back that was evicted or released, else its forgotten captures. Without ID: list those captures."""
     if workspace is None:
         if host is not None:
             raise errors.InvalidParams("the list is that of this host; run it there, or name a workspace")
@@ -200,6 +201,9 @@ def undelete(
     if host is None:
         if no_wait or timeout is not None:
             raise errors.InvalidParams("--no-wait and --timeout are for a job; give --host as well")
+        if ref is None and (record := _workspace_back(workspace)) is not None:
+            _print_workspace_back(record, json=json)
+            return
         job, result = None, _undelete_here(workspace, ref)
     else:
         with open_fleet() as fleet:
@@ -216,6 +220,29 @@ def undelete(
         raise errors.OperationFailed(
             reason=f"{lost} of {len(result['refs']) + result['refs_more']} captures cannot come back; the others are back"
         )
+
+
+def _workspace_back(workspace: str) -> Workspace | None:
+    """The record brought back from its tombstone; None when there is none to come back, or no Redis that knows."""
+    with open_fleet() as fleet:
+        try:
+            if fleet.registry.lifecycle.tombstone(workspace) is None:
+                return None
+            return fleet.undelete_workspace(workspace, by=who(""))
+        except errors.Unavailable as error:
+            note(f"note: {error.message}; only captures can be brought back without it")
+            return None
+
+
+def _print_workspace_back(record: Workspace, *, json: bool) -> None:
+    if json:
+        emit_json({"workspace": record.id, "record": record.to_dict(), "refs": [], "refs_more": 0, "registered": True})
+        return
+    captures = f"generation {record.generation} and its snapshots are as they were" if record.digest else "it has no capture"
+    line(escape(f"{record.id} is back on {record.host}, {record.state}; {captures}"))
+    if record.extended_until:
+        line(f"no rule that depends on time takes it before {time_text(record.extended_until)}")
+    line(escape(f"`mothball resume {record.id}` goes on with it, `mothball hold {record.id} --reason ...` keeps it"))
 
 
 def _print_undeleted(workspace: str, result: dict[str, Any]) -> None:

@@ -156,8 +156,21 @@ def _collect(fleet: Fleet) -> dict[str, Any]:
         "counters": registry.counters.all(),
         "settings": settings.redacted(),
     }
-    report["warnings"] = _warnings(settings, report)
+    report["warnings"] = [*_warnings(settings, report), *_policy_warnings(fleet)]
     return report
+
+
+def _policy_warnings(fleet: Fleet) -> list[str]:
+    """Auto-stop is off unless somebody asks for it (N-30), and who does not know that pays for idle processes."""
+    from mothball.errors import InvalidParams
+
+    try:
+        book = fleet.registry.policies.book()
+        if book.fleet_policy().stop_after is not None or any("stop_after" in own for own in book.repos.values()):
+            return []
+    except InvalidParams as error:
+        return [f"the fleet's policy cannot be read, so nothing is reclaimed: {error.message}"]
+    return ["auto-stop is off: processes that nobody uses run on; `mothball policy set stop_after=2h` ends them"]
 
 
 def _server(settings: Settings, queues: list[str]) -> tuple[dict[str, Any], dict[str, int]]:

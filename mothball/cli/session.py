@@ -1,4 +1,4 @@
-"""Opens what a command works with: the fleet behind the settings, or this host's store."""
+"""Opens what a command works with: the fleet behind the settings, or this host's store; and says who asks."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ def open_fleet() -> Iterator[Fleet]:
         if fleet.settings.log_level == "debug":
             logging.getLogger("mothball").setLevel(logging.DEBUG)
         yield fleet
+
+
+def who(by: str) -> str:
+    """`by`, or the login name: whoever finds a workspace stopped or gone wants to know whom to ask."""
+    if by:
+        return by
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container whose user has no name
+        return ""

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mothball import errors
-from mothball.cli.output import JsonFlag, emit_json, emit_json_array, line, pairs, table
-from mothball.cli.session import open_fleet
+from mothball.cli.output import JsonFlag, emit_json, emit_json_array, line, note, pairs, table
+from mothball.cli.session import open_fleet, who
 from mothball.cli.text import age, escape, human_bytes, parse_duration, time_text
 
 if TYPE_CHECKING:
     from mothball.registry import Workspace
+    from mothball.registry.lifecycle import ResumeResult
 
 PANEL = "Workspaces"
 WorkspaceId = Annotated[str, typer.Argument(metavar="ID", help="Workspace id, for example owner/repo#12.", show_default=False)]
 MODES = ("ephemeral", "persistent")
+HANDLES = {"runc": "container", "docker": "container", "podman": "container", "systemd": "unit", "command": "name"}
+"""Drivers that are named on the command line, and the field of their handle."""
+RUNTIMES = ", ".join(f"{driver}:{field.upper()}" for driver, field in HANDLES.items())
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,6 +55,14 @@ def register(
     pinned: Annotated[bool, typer.Option("--pinned", help="Exempt from eviction.", show_default=False)] = False,
     host: Annotated[str | None, typer.Option(help="Host that has the directory; default: this one.")] = None,
     retention: Annotated[str | None, typer.Option(help="Which snapshots are kept; `mothball retention` changes it.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Its own rules, such as ttl=7d,stop_after=2h; `mothball policy` changes them.")
+    ] = None,
+    pid: Annotated[int | None, typer.Option(min=2, help="Process that works in it, with all it starts; ended by a stop.")] = None,
+    runtime: Annotated[str | None, typer.Option(metavar="DRIVER:NAME", help=f"Or what else runs in it: {RUNTIMES}.")] = None,
+    health_url: Annotated[
+        str | None, typer.Option(help="Where it says that it is well, such as http://127.0.0.1:8080/healthz.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Register a directory. The same id with the same path again is the same record; nothing is captured yet."""
@@ -61,8 +73,13 @@ def register(
         "changeset_id": changeset, "base_commit": base_commit, "mode": mode, "pinned": pinned,
         "expires_in_ms": None if expires_in is None else int(parse_duration(expires_in) * 1000),
     }  # fmt: skip
+    own: dict[str, Any] = {} if policy is None else _rules(policy)
     if retention is not None:
-        fields["policy"] = {"retention": retention}
+        own["retention"] = retention
+    if own:
+        fields["policy"] = own
+    if found := _runtime(pid, runtime, health_url, here=host is None):
+        fields["runtime"] = found
     if host is not None:
         fields["host"] = host
     else:
@@ -74,6 +91,33 @@ def register(
         return
     agent_text = f" for {record.agent_name}" if record.agent_name else ""
     line(escape(f"{'registered' if created else 'already registered'} {record.id}: {record.path} on {record.host}{agent_text}"))
+
+
+def _rules(text: str) -> dict[str, Any]:
+    from mothball.policy import parse_text
+
+    return parse_text(text)
+
+
+def _runtime(pid: int | None, text: str | None, health_url: str | None, *, here: bool) -> dict[str, Any]:
+    """The runtime that ``--pid`` or ``--runtime`` names; the registry checks its fields."""
+    found: dict[str, Any] = {}
+    if pid is not None:
+        if text is not None or not here:
+            raise errors.InvalidParams("--pid is for a process of this machine, and instead of --runtime")
+        from mothball.runtime import handle_of_pid
+
+        found = dict(handle_of_pid(pid))
+    elif text is not None:
+        driver, _, name = text.partition(":")
+        if text != "none" and (driver not in HANDLES or not name):
+            raise errors.InvalidParams(f"--runtime {text!r}: write {RUNTIMES}, or none; a process is named by --pid")
+        found = {"driver": driver} | ({HANDLES[driver]: name} if name else {})
+    if health_url is not None:
+        if not found:
+            raise errors.InvalidParams("--health-url needs --pid or --runtime: it is asked where that runs")
+        found["health_url"] = health_url
+    return found
 
 
 def _check_directory(path: Path) -> None:
@@ -141,7 +185,7 @@ def show(workspace: WorkspaceId, json: JsonFlag = False) -> None:
     pairs(
         (
             ("id", record.id),
-            ("state", record.state),
+            ("state", f"{record.state} ({record.state_reason})" if record.state_reason else record.state),
             ("host", record.host),
             ("path", record.path),
             ("mode", record.mode),
@@ -157,7 +201,9 @@ def show(workspace: WorkspaceId, json: JsonFlag = False) -> None:
             ("active", f"{time_text(record.last_active)} ({age(record.last_active, now)}, {record.last_signal})"),
             ("expires", time_text(record.expires_at) if record.expires_at else None),
             ("pinned", (record.pin_reason or "yes") if record.pinned else None),
-            ("holds", ", ".join(str(hold) for hold in record.holds)),
+            ("holds", "; ".join(_hold_text(hold) for hold in record.holds)),
+            ("runtime", _runtime_text(record.runtime)),
+            ("policy", ",".join(f"{name}={value}" for name, value in record.policy.items())),
             ("generation", record.generation if captured else "none yet; `mothball capture` makes one"),
             ("digest", record.digest),
             ("size", f"{human_bytes(record.bytes)} in {record.files} files" if captured else None),
@@ -171,19 +217,55 @@ def show(workspace: WorkspaceId, json: JsonFlag = False) -> None:
     )
 
 
+def _hold_text(hold: Any) -> str:
+    if not isinstance(hold, dict):
+        return str(hold)
+    return f"{hold.get('id', '')}: {hold.get('reason', '')}" + (f" (by {hold['by']})" if hold.get("by") else "")
+
+
+def _runtime_text(runtime: dict[str, Any]) -> str:
+    driver = runtime.get("driver")
+    if driver in {None, "none"}:
+        return ""
+    return f"{driver} " + " ".join(f"{name}={value}" for name, value in runtime.items() if name != "driver")
+
+
 def touch(
     workspace: WorkspaceId,
     signal: Annotated[str, typer.Option(help="What showed that the workspace is in use.")] = "touch",
+    resume: Annotated[bool, typer.Option("--resume", help="Also bring a stopped one back.", show_default=False)] = False,
+    agent_id: Annotated[str | None, typer.Option(help="With --resume: who goes on with a stranded one.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Say that the workspace is in use; touches within 30 s of each other are one."""
     with open_fleet() as fleet:
+        resumed = None
+        if resume and (state := fleet.get(workspace).state) in {"stopped", "stranded"}:
+            resumed = fleet.resume(workspace, agent_id=agent_id, by=who(""))
+            check_resumed(workspace, resumed)
+            note(f"note: {workspace} was {state}, and is active again")
         result = fleet.touch(workspace, signal)
     if json:
-        emit_json({"moved": result.moved, "last_active": result.last_active, "signal": result.signal})
+        told = {"moved": result.moved, "last_active": result.last_active, "signal": result.signal}
+        emit_json(told | ({"resumed": resumed is not None} if resume else {}))
         return
     moved = "moved to" if result.moved else "stays at"
     line(escape(f"last activity {moved} {time_text(result.last_active)} ({result.signal})"))
+
+
+def check_resumed(workspace: str, done: ResumeResult) -> None:
+    """Raise what came of a resume that did not bring the workspace back (D-73, D-76)."""
+    reason = done.workspace.state_reason
+    if done.outcome == "contended":
+        why = f"job {done.job} is ending it; try again when it is done" if done.job else "it has changed meanwhile; try again"
+        raise errors.ResumeContended(id=workspace, reason=why)
+    if done.outcome == "other_agent":
+        agent = done.workspace.agent_id or "(none was named when it was registered)"
+        raise errors.Stranded(id=workspace, reason=reason, agent=agent)
+    if done.outcome == "abandoned":
+        raise errors.Abandoned(id=workspace, reason=reason)
+    if done.outcome == "not_stranded" and done.workspace.state != "active":
+        raise errors.InvalidTransition(id=workspace, state=done.workspace.state, wanted="active")
 
 
 def pin(
