@@ -12,6 +12,7 @@ import typer
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
+from mothball import policy
 from mothball.capture.types import REASONS
 from mothball.names import QUEUE_CONTROL, QUEUE_DISPATCH
 from mothball.settings import Settings
@@ -107,6 +108,42 @@ def test_every_command_in_the_docs_exists() -> None:
     for path in [*DOCS.rglob("*.md"), ROOT / "CHANGELOG.md"]:
         named = set(re.findall(r"`mothball ([a-z-]+)", path.read_text()))
         assert named <= known, f"{path.name}: {named - known}"
+
+
+def reclaiming() -> str:
+    """The chapter about what reclaims a workspace."""
+    return (DOCS / "operations.md").read_text().split("## What reclaims a workspace\n")[1].split("\n## ")[0]
+
+
+def test_operations_lists_every_rule_in_the_order_in_which_they_are_asked() -> None:
+    table = reclaiming().split("| rule |")[1].split("\n\n")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == policy.RULES
+
+
+def test_operations_names_every_field_of_a_policy_with_its_default() -> None:
+    text = reclaiming()
+    defaults = policy.to_dict(policy.merge(policy.parse_text(Settings.load().policy)))
+    for name, value in defaults.items():
+        shown = "all" if name == "signals" else str(value).lower()
+        hours = {"1d": "24h"}.get(shown, shown)
+        in_rules, in_fields = f"`{name}={hours}`" in text, re.search(rf"^\| `{name}` \| `?{hours}`? \|", text, re.MULTILINE)
+        assert in_rules or in_fields, f"{name}={hours}"
+
+
+def test_every_policy_that_the_docs_recommend_can_be_set() -> None:
+    default = policy.parse_text(Settings.load().policy)
+    commands = re.findall(r"mothball policy set ((?:\w+=\S+ ?)+)(--repo|--workspace)?", reclaiming())
+    advised = re.findall(r"^\| \*\*[^|]+\| `((?:\w+=\S+ ?)+)`", reclaiming(), re.MULTILINE)
+    assert len(commands) >= 3
+    assert len(advised) >= 5
+    for text, scope in [*commands, *((text, "") for text in advised)]:
+        level: Any = {"--repo": "repo", "--workspace": "workspace"}.get(scope, "fleet")
+        policy.merge(default, policy.check(policy.parse_text(",".join(text.split())), level))
+
+
+def test_operations_names_every_signal_and_every_state() -> None:
+    for name in (*policy.SIGNALS, *policy.STATES, policy.EVICTED):
+        assert re.search(rf"\b{name}\b", reclaiming()), name
 
 
 def test_every_link_between_the_pages_leads_somewhere() -> None:
