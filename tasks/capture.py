@@ -7,17 +7,20 @@ from typing import Any, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from mothball.admission import admit
 from mothball.capture import CaptureRequest, CaptureResult
 from mothball.errors import InvalidParams
 from mothball.names import check_workspace_id
 from mothball.registry.kept import kept_record
 from mothball.settings import Settings
-from tasks.context import JobContext
+from tasks.context import JobContext, patiently
 from tasks.job import Outcome, job_task
 from tasks.spec import condense
 
 log = structlog.stdlib.get_logger("mothball.capture")
 _SOFT_MARGIN_SECONDS = 60
+_STEP_BYTES = 1024**2
+"""Least by which the promise of a capture grows while it writes."""
 
 
 class CaptureOptions(BaseModel):
@@ -75,10 +78,11 @@ def capture(ctx: JobContext, args: CaptureArgs) -> Outcome:
     return Outcome(result=result.to_dict(), record=record)
 
 
-def capture_now(ctx: JobContext, args: CaptureArgs) -> tuple[CaptureResult, dict[str, Any]]:
+def capture_now(ctx: JobContext, args: CaptureArgs, *, admission: bool = True) -> tuple[CaptureResult, dict[str, Any]]:
     """The capture itself, under the fence of the running job: its result, and what the workspace's record has to say of it.
 
-    For every job that begins with a capture. The record's fields belong into that job's outcome.
+    For every job that begins with a capture. The record's fields belong into that job's outcome. Without `admission` the fleet's
+    budget is not asked: the last capture before a workspace is stopped or its directory goes must not fail for want of room.
     """
     # Here and not above: beat and Flower import this module too and never capture.
     from mothball.capture import capture_workspace
@@ -104,7 +108,7 @@ def capture_now(ctx: JobContext, args: CaptureArgs) -> tuple[CaptureResult, dict
             record=kept_record(workspace),
         ),
         ctx.settings,
-        checkpoint=lambda name, progress: ctx.checkpoint(name, **progress),
+        checkpoint=_Gate(ctx, workspace.id, _budget(ctx) if admission else None),
     )
     record = {
         "generation": result.generation,
@@ -118,6 +122,55 @@ def capture_now(ctx: JobContext, args: CaptureArgs) -> tuple[CaptureResult, dict
         modified=result.modified, deleted=result.deleted, omitted=result.omitted, torn=len(result.torn), seconds=result.seconds,
     )  # fmt: skip
     return result, record
+
+
+def _budget(ctx: JobContext) -> int | None:
+    """The fleet's byte budget, None when there is none. By a policy that nobody can read no capture is refused."""
+    try:
+        return patiently(ctx.registry.policies.book).fleet_policy().budget
+    except InvalidParams as error:
+        log.warning("the fleet's policy cannot be read; captured without a budget", error=error.message)
+        return None
+
+
+class _Gate:
+    """The checkpoints of a capture, and the budget at each of them: promised before the first byte is written, and again before
+    ``latest`` moves when more was written than promised, so that a capture over the budget leaves the last good one alone (Q-15).
+    """
+
+    def __init__(self, ctx: JobContext, workspace: str, limit: int | None) -> None:
+        self._ctx = ctx
+        self._workspace = workspace
+        self._limit = limit
+        self._promised = 0
+
+    def __call__(self, name: str, progress: dict[str, Any]) -> None:
+        self._ctx.checkpoint(name, **progress)
+        if self._limit is None:
+            return
+        need = int(progress.get("need_bytes" if name == "plan" else "stored_bytes", 0))
+        if need <= self._promised or (name not in {"plan", "publish"} and self._reserved_ahead(need, self._limit)):
+            return
+        self._admit(need, self._limit)
+
+    def _reserved_ahead(self, need: int, limit: int) -> bool:
+        """More than `need`, so that a capture that outgrows its promise need not ask at every frame; nobody is evicted for that."""
+        ahead = need + max(_STEP_BYTES, need // 4)
+        budget, job = self._ctx.registry.budget, self._ctx.job.id
+        if patiently(lambda: budget.reserve(job, self._ctx.fence, bytes=ahead, limit=limit)).ok:
+            self._promised = ahead
+        return self._promised >= need
+
+    def _admit(self, need: int, limit: int) -> None:
+        admitted = patiently(
+            lambda: admit(
+                self._ctx.registry, job=self._ctx.job.id, fence=self._ctx.fence, workspace=self._workspace, need=need, limit=limit,
+                look=lambda: self._ctx.checkpoint("budget"),
+            )
+        )  # fmt: skip
+        self._promised = need
+        if admitted.evicted:
+            log.info("evicted to make room", evicted=admitted.evicted[:20], count=len(admitted.evicted), need=need)
 
 
 def merged_options(policy: dict[str, Any], options: CaptureOptions) -> dict[str, Any]:

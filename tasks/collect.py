@@ -58,6 +58,7 @@ def collect_store(ctx: JobContext, args: CollectArgs) -> Outcome:
     from mothball.store.collect import collect
 
     settings, facts = ctx.settings, StoreFacts(ctx.registry.workspaces, ctx.host)
+    before = {} if args.dry_run else patiently(lambda: ctx.registry.budget.stored(ctx.host))
     report = collect(
         _store(settings),
         grace_s=settings.collect_grace_seconds,
@@ -77,6 +78,8 @@ def collect_store(ctx: JobContext, args: CollectArgs) -> Outcome:
                 freed_bytes=report.deleted_bytes, layouts=len(report.removed),
             )
         )  # fmt: skip
+        found = {usage.name: usage.charged for usage in report.workspaces}
+        patiently(lambda: ctx.registry.budget.measure(ctx.host, before, found))
     log.info(
         "collected", dry_run=args.dry_run, moved=report.moved_bytes, deleted=report.deleted_bytes, waiting=report.waiting_bytes,
         trash=report.trash_bytes, missing=len(report.missing), orphans=len(report.orphans), seconds=report.seconds,
@@ -114,5 +117,6 @@ def _store(settings: Settings) -> Store:
 
 @sweep_task(name="maintenance.collect", every=lambda settings: settings.collect_seconds, soft_time_limit=45, time_limit=60)
 def collect_all(here: Services) -> dict[str, Any]:
-    """Ask every host that is online to collect its store."""
+    """Ask every host that is online to collect its store, and heal the budget of what nobody else can free."""
+    here.registry.budget.heal()
     return ask_hosts(here, COLLECT_TASK, {"dry_run": False}, COLLECT_LANE)

@@ -112,8 +112,8 @@ class Budget:
         answer = self._scripts.run("budget_reserve", keys.job_id(job), fence, *args)
         if answer[0] == "lost":
             raise LeaseLost(job=job)
-        status, *sums, rest = answer[0], *answer[1:5], answer[5:]
-        before = BudgetState(limit, *(int(each) for each in sums))
+        status, rest = answer[0], answer[5:]
+        before = BudgetState(limit, *(int(each) for each in answer[1:5]))
         if status == "changed":
             return Reservation(False, before, changed=rest[0])
         return Reservation(status == "ok", before, evicted=rest)

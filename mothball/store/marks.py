@@ -23,7 +23,8 @@ _EVERYBODY: Final = -1
 class Usage(msgspec.Struct):
     """What a workspace or a repo holds, bytes. `logical`: the files of its captures, each counted in full; `stored`: the blobs
     that hold them; `exclusive`: those that nobody else holds; `shared`: the rest; `reclaimable`: what only its forgotten
-    captures still hold. `released_at`: ms, when the collector saw that the workspace was released."""
+    captures still hold; `charged`: each blob in full to the first that holds it, so that the sum over all is what there is.
+    `released_at`: ms, when the collector saw that the workspace was released."""
 
     name: str
     repo: str = ""
@@ -32,6 +33,7 @@ class Usage(msgspec.Struct):
     stored: int = 0
     exclusive: int = 0
     reclaimable: int = 0
+    charged: int = 0
     released_at: int | None = None
 
     @property
@@ -103,6 +105,7 @@ class Marks:
         for usage in (self.workspaces[here], self.repos[self._repo_of[here]]):
             usage.stored += size
             usage.exclusive += size
+            usage.charged += size
         self.count += 1
         self.bytes += size
         if self.count > self._limit:

@@ -41,6 +41,7 @@ def test_the_accounts_are_those_of_sets(holdings: list[tuple[int, list[int]]]) -
         by_repo[repo] |= set(blobs)
     assert marks.count == len(holders)
     assert marks.bytes == sum(map(size, holders))
+    assert sum(usage.charged for usage in marks.workspaces) == marks.bytes, "every blob is charged to one of its holders"
     for usage, mine in zip(marks.workspaces, by_workspace, strict=True):
         alone = {blob for blob in mine if len(holders[blob]) == 1}
         assert (usage.stored, usage.exclusive) == (sum(map(size, mine)), sum(map(size, alone)))
