@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mothball.errors import ConfigError
 from mothball.runtime.driver import Alive, Driver, Listener, Stats, Stopped, Tick
 from mothball.runtime.handles import DRIVERS, check
 from mothball.runtime.proc import handle_of_pid
@@ -34,5 +33,19 @@ def driver_for(runtime: dict[str, Any], settings: Settings, *, path: str | None 
             from mothball.runtime.none import NoneDriver
 
             return NoneDriver()
-        case other:
-            raise ConfigError(f"this host has no driver {other}")
+        case "runc":
+            from mothball.runtime.runc import RuncDriver
+
+            return RuncDriver(handle)
+        case "systemd":
+            from mothball.runtime.systemd import SystemdDriver
+
+            return SystemdDriver(handle)
+        case "command":
+            from mothball.runtime.command import CommandDriver
+
+            return CommandDriver(handle, path, settings.runtime_commands)
+        case _:  # docker and podman: one API
+            from mothball.runtime.docker import DockerDriver
+
+            return DockerDriver(handle, settings.docker_socket)

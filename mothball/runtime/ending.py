@@ -6,14 +6,15 @@ for again and stopped again until nothing new turns up: what cannot run cannot f
 
 from __future__ import annotations
 
+import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
 from mothball.runtime import proc
-from mothball.runtime.driver import KILL_SECONDS, Stopped, Tick
+from mothball.runtime.driver import KILL_SECONDS, Alive, Stopped, Tick
 from mothball.runtime.proc import Proc
 
 POLL_SECONDS = 0.05
@@ -34,6 +35,8 @@ class Ending:
         self._seen: dict[tuple[int, int], Proc] = {}
         self._denied: dict[tuple[int, int], Proc] = {}
         self._killed: set[tuple[int, int]] = set()
+        self._spared = {found.group for pid in proc.own_line() if (found := proc.read(pid)) is not None} | {os.getpgrp()}
+        """Groups of this worker and its parents: somebody's pipeline may have both in one."""
 
     def run(self, grace_s: float, first: int | None = None) -> Stopped:
         """End them; `first` is the pid that hears of it first, so that it may end its own children in order."""
@@ -78,25 +81,50 @@ class Ending:
 
     def _freeze_and_kill(self, living: list[Proc]) -> None:
         frozen: dict[tuple[int, int], Proc] = {}
+        groups: set[int] = set()
         until = time.monotonic() + FREEZE_SECONDS
         try:
             while time.monotonic() < until:
                 fresh = [each for each in living if each.key not in frozen]
                 for each in fresh:
                     frozen[each.key] = each
-                    self._send(each, signal.SIGSTOP)
+                    if self._send(each, signal.SIGSTOP):
+                        groups |= self._whole_group(each)
                 living = self._living()
                 if not fresh and all(each.state in _HALTED or each.key in self._denied for each in living):
                     break
+            # The groups first: those who are frozen still stand for their numbers.
+            for group in groups:
+                with suppress(OSError):
+                    os.killpg(group, signal.SIGKILL)
+            self._killed |= {each.key for each in frozen.values() if each.group in groups}
             for each in {**frozen, **{one.key: one for one in living}}.values():
                 if self._send(each, signal.SIGKILL):
                     self._killed.add(each.key)
         except BaseException:
             # A time limit of the job strikes anywhere: nobody may stay frozen for ever, neither dead nor alive.
+            for group in groups:
+                with suppress(OSError):
+                    os.killpg(group, signal.SIGCONT)
             for each in frozen.values():
                 with suppress(OSError):
                     proc.send(each, signal.SIGCONT)
             raise
+
+    def _whole_group(self, member: Proc) -> set[int]:
+        """Freeze all of the process group of `member`, if one of ours leads it: the group's number, or nothing.
+
+        One signal to a group misses nobody, however fast they fork and end; one by one, a chain of processes that live for a
+        millisecond each is never seen twice. `member` was stopped just now: while it stands, nobody else has the group's number.
+        """
+        group = member.group
+        if group not in {pid for pid, _ in self._seen} or group in self._spared:
+            return set()
+        try:
+            os.killpg(group, signal.SIGSTOP)
+        except OSError:
+            return set()
+        return {group}
 
     def _send(self, process: Proc, number: signal.Signals) -> bool:
         try:
@@ -120,3 +148,21 @@ class Ending:
         if self._killed:
             facts["killed"] = len(self._killed)
         return facts
+
+
+def ended_within(alive: Callable[[], Alive], seconds: float, tick: Tick, poll_s: float) -> bool:
+    """True once `alive` answers no, asked every `poll_s` for `seconds`; `tick` may end the wait."""
+    deadline = time.monotonic() + seconds
+    while alive().alive:
+        tick()
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(poll_s)
+    return True
+
+
+def outlived(processes: Iterable[Proc], manager: str, what: str) -> list[dict[str, Any]]:
+    """What to report of a runtime that SIGKILL did not end: its processes, or at least that `manager` still says it runs."""
+    reason = f"still there {KILL_SECONDS:g} s after SIGKILL"
+    left = [{"pid": each.pid, "process": each.name, "reason": reason} for each in processes]
+    return left or [{"pid": 0, "process": what, "reason": f"{manager} still says that it runs"}]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -194,29 +194,23 @@ def grown(roots: Iterable[tuple[int, int]], processes: dict[int, Proc]) -> dict[
     for pid, started in list(born.items()):
         if pid in processes and processes[pid].started != started:
             del born[pid]  # given to somebody else
-    found: dict[int, Proc] = {}
     protected = own_line()
-    fresh = True
-    while fresh:
-        fresh = False
-        for each in processes.values():
-            if each.pid in found or each.pid in protected:
-                continue
-            if each.pid in born or any(_since(number, each, born) for number in _bonds(each, mine)):
+    bound: dict[int, list[Proc]] = {}
+    for each in processes.values():
+        if each.pid not in protected:
+            for number in {each.pid, each.ppid, *({each.session, each.group} - mine)} - {0, _INIT}:
+                bound.setdefault(number, []).append(each)
+    found: dict[int, Proc] = {}
+    unseen = list(born)
+    while unseen:
+        number = unseen.pop()
+        for each in bound.get(number, ()):
+            if each.pid not in found and each.started >= born[number]:
                 found[each.pid] = each
-                born[each.pid] = each.started
-                fresh = True
+                if each.pid not in born:
+                    born[each.pid] = each.started
+                    unseen.append(each.pid)
     return found
-
-
-def _bonds(process: Proc, mine: set[int]) -> Iterator[int]:
-    """The pids that `process` may belong to: its parent and the leaders of its session and its group."""
-    yield process.ppid
-    yield from {process.session, process.group} - mine - {0, _INIT}
-
-
-def _since(number: int, process: Proc, born: dict[int, int]) -> bool:
-    return number in born and process.started >= born[number]
 
 
 def end_of(process: Proc | None) -> dict[str, object]:
