@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mothball.registry.lifecycle import ResumeResult
 
 SHOWN_STATES = ("active", "submitted", "merged")
-_TRIES = 5
-"""How often an eviction looks again when the record changed between the look and the act."""
+_TRIES = 10
+"""How often a change is tried again when others were quicker between the look and the act."""
 
 
 class LifecycleCalls(Connected):
@@ -233,17 +233,31 @@ class LifecycleCalls(Connected):
         """As `set_policy`, but fields that are neither in `rules` nor in `unset` stay as they were set there."""
         from mothball import policy
 
-        if workspace is not None:
-            _one_level(repo)
-            found = self.own_policy(workspace)
-        else:
-            book = self.registry.policies.book()
-            found = dict(book.fleet if repo is None else book.repos.get(repo, {}))
         if unknown := [name for name in unset if name not in policy.FIELDS]:
             raise errors.InvalidParams(f"policy: unknown field {unknown[0][:50]!r}; known are {', '.join(policy.FIELDS)}")
         named = policy.parse_text(rules) if isinstance(rules, str) and rules else dict(rules or {})
-        changed = {name: value for name, value in {**found, **named}.items() if name not in unset}
-        self.set_policy(changed or None, repo=repo, workspace=workspace, by=by)
+
+        def changed(found: Mapping[str, Any]) -> dict[str, Any] | None:
+            return {name: value for name, value in {**found, **named}.items() if name not in unset} or None
+
+        policies = self.registry.policies
+        if workspace is not None:
+            _one_level(repo)
+        for left in reversed(range(_TRIES)):
+            book = policies.book()
+            try:
+                if workspace is not None:
+                    own = self.own_policy(workspace)
+                    policies.set_workspace(workspace, changed(own), by, seen=own)
+                elif repo is not None:
+                    policies.set_repo(repo, changed(book.repos.get(repo, {})), by, version=book.version)
+                else:
+                    policies.set_fleet(changed(book.fleet), by, version=book.version)
+            except errors.Busy:
+                if not left:
+                    raise
+            else:
+                return
 
     def own_policy(self, workspace: str) -> dict[str, Any]:
         """What the workspace itself says about reclaiming it; without what it says of its retention and captures."""

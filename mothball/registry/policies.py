@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from mothball import policy
-from mothball.errors import InvalidParams
+from mothball.errors import Busy, InvalidParams
 from mothball.policy import Facts, Policy
 from mothball.registry import encode, keys
 from mothball.registry.connection import Connection
@@ -87,34 +87,48 @@ class Policies:
             repos={name.removeprefix(_REPO): _read(name, text) for name, text in raw.items() if name.startswith(_REPO)},
         )
 
-    def set_fleet(self, raw: Mapping[str, Any] | None, by: str = "") -> PolicyBook:
-        """Replace the policy of the fleet; None: that of the setting counts. Raises `InvalidParams` for one that makes no sense."""
+    def set_fleet(self, raw: Mapping[str, Any] | None, by: str = "", *, version: int | None = None) -> PolicyBook:
+        """Replace the policy of the fleet; None: that of the setting counts. Raises `InvalidParams` for one that makes no sense.
+
+        With the `version` of the book that was read, `Busy` when anybody changed a policy since.
+        """
         book = self.book()
         checked = policy.check(raw, "fleet") if raw is not None else {}
         policy.merge(book.default, checked)
-        return self._set("fleet", checked, by)
+        return self._set("fleet", checked, by, version)
 
-    def set_repo(self, repo: str, raw: Mapping[str, Any] | None, by: str = "") -> PolicyBook:
-        """Replace the policy of `repo`; None: none of its own. Raises `InvalidParams` for one that makes no sense."""
+    def set_repo(self, repo: str, raw: Mapping[str, Any] | None, by: str = "", *, version: int | None = None) -> PolicyBook:
+        """As `set_fleet` for `repo`; None: none of its own."""
         book = self.book()
         checked = policy.check(raw, "repo") if raw is not None else {}
         policy.merge(book.default, book.fleet, checked)
-        return self._set(_REPO + keys.repo_name(repo), checked, by)
+        return self._set(_REPO + keys.repo_name(repo), checked, by, version)
 
-    def _set(self, level: str, checked: dict[str, Any], by: str) -> PolicyBook:
+    def _set(self, level: str, checked: dict[str, Any], by: str, version: int | None) -> PolicyBook:
         text = encode.dumps(checked, "policy", encode.MAX_DOCUMENT_BYTES) if checked else ""
-        self._scripts.run("set_policies", level, text, by, json.dumps(_ALL))
+        done, _ = self._scripts.run("set_policies", level, text, by, json.dumps(_ALL), "" if version is None else version)
+        if done < 0:
+            raise Busy(what="the book of policies", reason="others have changed it since it was read; do it again")
         return self.book()
 
-    def set_workspace(self, id: str, raw: Mapping[str, Any] | None, by: str = "") -> Workspace:  # noqa: A002
+    def set_workspace(
+        self,
+        id: str,  # noqa: A002
+        raw: Mapping[str, Any] | None,
+        by: str = "",
+        *,
+        seen: Mapping[str, Any] | None = None,
+    ) -> Workspace:
         """Replace what the workspace's own policy says about reclaiming it; None: nothing. Its other keys (`FOREIGN`) stay.
 
-        Raises `InvalidParams`, `NotFound`, `Gone`, `Busy` (others change it all the time).
+        Raises `InvalidParams`, `NotFound`, `Gone`, `Busy` (others change it all the time; or it does not say what was `seen`).
         """
         book = self.book()
         checked = policy.check(raw, "workspace") if raw is not None else {}
 
         def change(record: Workspace) -> dict[str, Any]:
+            if seen is not None and policy.check(record.policy, "workspace") != seen:
+                raise Busy(what=f"the policy of workspace {id}", reason="others have changed it since it was read; do it again")
             repo = book.repos.get(record.repo or "", {})
             policy.merge(book.default, book.fleet, repo, checked, mode=record.mode)
             return {**{name: record.policy[name] for name in policy.FOREIGN if name in record.policy}, **checked}
