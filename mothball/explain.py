@@ -75,7 +75,7 @@ def explain(reclaimer: Reclaimer, id: str, *, now: int | None = None) -> Explana
 
 def _marked(reclaimer: Reclaimer, facts: Facts, book: PolicyBook, now: int) -> Facts:
     """`facts` with the marks of cap and budget when a sweep would come upon it: nobody but the walks themselves knows that."""
-    for planned in reclaimer.limits(book, now):
+    for planned in reclaimer.making_room(book, now):
         if planned.facts.id == facts.id:
             return msgspec.structs.replace(facts, over_cap=planned.facts.over_cap, over_budget=planned.facts.over_budget)
     return facts

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -41,6 +40,18 @@ _FIRING: Final[dict[Kind, frozenset[str]]] = {
 """The rules whose time had come for a workspace that another rule keeps: that one is counted as the reason."""
 
 
+class Limit(NamedTuple):
+    """A limit on all workspaces together: most of them (of `repo`; None: of the fleet), or most bytes of their captures."""
+
+    kind: Literal["cap", "budget"]
+    most: int
+    repo: str | None = None
+
+    def size(self, facts: Facts) -> int:
+        """How much room one takes."""
+        return facts.stored_bytes if self.kind == "budget" else int(self.repo in {None, facts.repo})
+
+
 class Planned(NamedTuple):
     """One workspace and what is to happen to it. `score` is that of the index it was found by, None when a walk found it."""
 
@@ -48,6 +59,8 @@ class Planned(NamedTuple):
     policy: Policy
     decision: Decision
     score: int | None = None
+    limit: Limit | None = None
+    """The limit that this eviction makes room for."""
 
     def to_dict(self) -> dict[str, Any]:
         """What a dry run shows of it, in JSON types."""
@@ -158,43 +171,32 @@ class Reclaimer:
 
     # -- cap and budget ---------------------------------------------------------------------------------------------
 
-    def caps(self, book: PolicyBook) -> list[tuple[str | None, int]]:
-        """Every cap that is set: (repo, cap); None is that of the whole fleet, which comes last."""
-        found: list[tuple[str | None, int]] = []
+    def limits(self, book: PolicyBook) -> list[Limit]:
+        """Every limit that is set: the caps of repos, the fleet's, the budget."""
+        found: list[Limit] = []
         for repo in sorted(book.repos):
             cap = book.repos[repo].get("cap")
             if isinstance(cap, int) and not isinstance(cap, bool):
-                found.append((repo, cap))
-        fleet = book.fleet_policy().cap
-        return found if fleet is None else [*found, (None, fleet)]
+                found.append(Limit("cap", cap, repo))
+        fleet = book.fleet_policy()
+        if fleet.cap is not None:
+            found.append(Limit("cap", fleet.cap))
+        return found if fleet.budget is None else [*found, Limit("budget", fleet.budget)]
 
-    def count(self, repo: str | None) -> int:
-        """Registered workspaces of `repo`, or of the fleet; all of them, whether a rule exempts them or not (B-72)."""
-        return self.registry.workspaces.count(repo)
+    def exceeded(self, limit: Limit) -> int:
+        """By how much a limit is exceeded now. All workspaces count, whether a rule exempts them or not (B-72, Q-08)."""
+        if limit.kind == "budget":
+            return self.registry.budget.state(limit.most).over
+        return max(0, self.registry.workspaces.count(limit.repo) - limit.most)
 
-    def over_cap(self, repo: str | None, book: PolicyBook, now: int, left: Callable[[], int], seen: Seen) -> Iterator[Planned]:
-        """The oldest that may go, one after the other while `left()` says that so many are above the cap (B-72)."""
+    def walk(self, limit: Limit, book: PolicyBook, now: int, left: Callable[[], int], seen: Seen) -> Iterator[Planned]:
+        """Those that may go for `limit`, one after the other while `left()` says that it is exceeded by so much.
 
-        def page(limit: int, after: Place | None) -> list[Place]:
-            return self.registry.lifecycle.oldest(limit, after, repo)
-
-        return self._walk(page, book, now, left, seen, over_cap=True)
-
-    def over_budget(self, book: PolicyBook, now: int, left: Callable[[], int], seen: Seen) -> Iterator[Planned]:
-        """The least recently used that may go, one after the other while `left()` says that so many bytes are over the budget."""
-        return self._walk(self.registry.lifecycle.least_active, book, now, left, seen, over_budget=True)
-
-    def _walk(
-        self,
-        page_after: Callable[[int, Place | None], list[Place]],
-        book: PolicyBook,
-        now: int,
-        left: Callable[[], int],
-        seen: Seen,
-        **over: bool,
-    ) -> Iterator[Planned]:
+        For a cap the oldest by creation come first (B-72), for the budget the least recently used (Q-12).
+        """
+        over = {"over_budget": True} if limit.kind == "budget" else {"over_cap": True}
         after: Place | None = None
-        while left() > 0 and (found := page_after(PAGE, after)):
+        while left() > 0 and (found := self._page(limit, after)):
             after = found[-1]
             ids = [each for each, _ in found if each not in seen.ids]
             for id, facts in zip(ids, self._facts(ids), strict=True):  # noqa: A001 - the record's own name for it
@@ -203,7 +205,7 @@ class Reclaimer:
                 if not isinstance(facts, Facts):
                     continue
                 try:
-                    planned = self._decide(msgspec.structs.replace(facts, **over), book, now)
+                    planned = self._decide(msgspec.structs.replace(facts, **over), book, now)._replace(limit=limit)
                 except InvalidParams as error:
                     seen.skip(id, "policy", error.message)
                     continue
@@ -218,6 +220,10 @@ class Reclaimer:
                     yield planned
                     if left() <= 0:
                         return
+
+    def _page(self, limit: Limit, after: Place | None) -> list[Place]:
+        lifecycle = self.registry.lifecycle
+        return lifecycle.least_active(PAGE, after) if limit.kind == "budget" else lifecycle.oldest(PAGE, after, limit.repo)
 
     def explain(self, id: str, *, now: int | None = None) -> Explanation:  # noqa: A002
         """See `mothball.explain.explain`."""
@@ -254,34 +260,25 @@ class Reclaimer:
                     seen.ids.add(planned.facts.id)
                     items.append(planned)
         if "evict" in kinds:
-            items += islice(self.limits(book, at, tuple(items), seen), limit)
+            items += islice(self.making_room(book, at, tuple(items), seen), limit)
         return Plan(at, items, notices, dict(sorted(seen.skipped.items())), seen.problems, remaining)
 
-    def limits(self, book: PolicyBook, now: int, items: Sequence[Planned] = (), seen: Seen | None = None) -> Iterator[Planned]:
-        """What cap and budget would evict beside `items`, one after the other."""
+    def making_room(self, book: PolicyBook, now: int, items: Sequence[Planned] = (), seen: Seen | None = None) -> Iterator[Planned]:
+        """What the limits would evict beside `items`, one after the other."""
         seen = Seen() if seen is None else seen
         gone = [each.facts for each in items if each.decision.action == "evict"]
-        for repo, cap in self.caps(book):
-            room = _Room(self.count(repo) - cap, partial(_one_of, repo), gone, seen)
-            for planned in self.over_cap(repo, book, now, room.left, seen):
+        for limit in self.limits(book):
+            room = _Room(self.exceeded(limit), limit, gone, seen)
+            for planned in self.walk(limit, book, now, room.left, seen):
                 gone.append(planned.facts)
                 yield planned
-        if (budget := book.fleet_policy().budget) is not None:
-            room = _Room(self.registry.budget.state(budget).over, lambda facts: facts.stored_bytes, gone, seen)
-            for planned in self.over_budget(book, now, room.left, seen):
-                gone.append(planned.facts)
-                yield planned
-
-
-def _one_of(repo: str | None, facts: Facts) -> int:
-    return int(repo in {None, facts.repo})
 
 
 class _Room:
     """How far a limit is exceeded when those that are `gone`, and those that are ending, no longer count."""
 
-    def __init__(self, above: int, size: Callable[[Facts], int], gone: list[Facts], seen: Seen) -> None:
-        self._above, self._size = above, size
+    def __init__(self, above: int, limit: Limit, gone: list[Facts], seen: Seen) -> None:
+        self._above, self._size = above, limit.size
         self._lists = (gone, seen.ending)
         self._counted = [0, 0]
 

@@ -17,7 +17,7 @@ import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from mothball.errors import HostOffline, InvalidParams, MothballError, Unavailable
-from mothball.reclaim import PURGE_TASK, RETRY_MS, Kind, Planned, Reclaimer, Seen
+from mothball.reclaim import PURGE_TASK, RETRY_MS, Kind, Limit, Planned, Reclaimer, Seen
 from mothball.registry.policies import PolicyBook
 from tasks.hosts import Bells, ask_hosts
 from tasks.services import Services
@@ -101,8 +101,13 @@ class _Run:
     def _heal(self, every: int) -> None:
         """Go on with the walk through all records that a new policy begins, for a part of the time."""
         end = time.monotonic() + min(every / 2, MOST_SECONDS) / 4
-        while self.registry.policies.heal()["walking"] and time.monotonic() < end:
-            pass
+        try:
+            while self.registry.policies.heal()["walking"] and time.monotonic() < end:
+                pass
+        except (SoftTimeLimitExceeded, Unavailable):
+            raise
+        except Exception:  # the walk repairs; what is due does not depend on it
+            log.exception("the walk through all records cannot go on; it is tried again by the next sweep")
 
     @property
     def late(self) -> bool:
@@ -137,22 +142,14 @@ class _Run:
         if self.book is None:
             return
         try:
-            for repo, cap in self.reclaimer.caps(self.book):
-                for planned in self.reclaimer.over_cap(repo, self.book, self.now, partial(self._above, repo, cap), self.seen):
-                    self._try(self._act, planned)
-            if (budget := self.book.fleet_policy().budget) is not None:
-                for planned in self.reclaimer.over_budget(self.book, self.now, partial(self._over, budget), self.seen):
+            for limit in self.reclaimer.limits(self.book):
+                for planned in self.reclaimer.walk(limit, self.book, self.now, partial(self._left, limit), self.seen):
                     self._try(self._act, planned)
         except _GiveUp:
             log.warning("the registry does not answer; the next sweep goes on")
 
-    def _above(self, repo: str | None, cap: int) -> int:
-        ending = sum(repo in {None, each.repo} for each in self.seen.ending)
-        return 0 if self.late else self.reclaimer.count(repo) - cap - ending
-
-    def _over(self, budget: int) -> int:
-        ending = sum(each.stored_bytes for each in self.seen.ending)
-        return 0 if self.late else self.registry.budget.state(budget).over - ending
+    def _left(self, limit: Limit) -> int:
+        return 0 if self.late else self.reclaimer.exceeded(limit) - sum(limit.size(each) for each in self.seen.ending)
 
     def result(self, *names: str) -> dict[str, Any]:
         """What came of it (B-73): counts by rule, what was skipped and why, and how many are due that nobody looked at."""
@@ -211,7 +208,10 @@ class _Run:
         return self._again(answer)
 
     def _evict(self, planned: Planned) -> int | None:
-        answer = self.registry.lifecycle.evict(planned.facts, rule=planned.decision.rule, detail=planned.decision.detail, by=BY)
+        decision = planned.decision
+        answer = self.registry.lifecycle.evict(
+            planned.facts, rule=decision.rule, detail=decision.detail, by=BY, above=planned.limit
+        )
         self._count(answer, "evicted", planned)
         return self._again(answer)
 

@@ -81,18 +81,21 @@ class Lifecycle(Walks):
         receipt: Mapping[str, Any] | None = None,
         force: bool = False,
         fence: tuple[str, int] | None = None,
+        above: tuple[Literal["cap", "budget"], int, str | None] | None = None,
     ) -> Outcome:
         """Turn the record into a tombstone; captures stay for `undelete`, the directory is not touched.
 
         `force` is a person's: pin, presence and queued jobs do not prevent it. A hold, another job's lease and a state that is
         never evicted do, always: `Busy` and `InvalidTransition` then say so; without `force` that is ``changed``. `fence` is the
-        job that asks, with its fence; its run goes on and ends as usual. `receipt` of a purge stays with the tombstone.
+        job that asks, with its fence; its run goes on and ends as usual. `receipt` of a purge stays with the tombstone. `above`:
+        only while more than so many workspaces (of a repo; None: of the fleet) or bytes are there, else ``changed``.
         """
         job, number = fence or ("", 0)
+        limit = ("", "", "") if above is None else (above[0], above[1], above[2] or "")
         text = encode.dumps(dict(receipt), "receipt", encode.MAX_DOCUMENT_BYTES) if receipt else ""
         status, *answer = self._scripts.run(
             "evict", keys.workspace_id(facts.id), keys.word(rule, "rule"), detail[:MAX_TEXT], by[:MAX_TEXT], text,
-            "1" if force else "", job, number, self._tombstone_ms, facts.registration, *flat(facts.seen),
+            "1" if force else "", job, number, self._tombstone_ms, facts.registration, *limit, *flat(facts.seen),
         )  # fmt: skip
         if status == "held":
             raise Busy(what=f"workspace {facts.id}", reason=held_by(answer[0]))

@@ -212,7 +212,7 @@ def test_what_was_announced_happens_at_its_time_and_not_before(fleet: Sweeping) 
 
 
 def test_a_veto_puts_it_off_as_often_as_the_policy_allows(make_fleet: Callable[..., Sweeping], tmp_path: Path) -> None:
-    fleet = make_fleet(notice_hook=hook(tmp_path, "print('{\"extend\": \"1h\"}')"))
+    fleet = make_fleet(notice_hook=hook(tmp_path, 'print(\'{"extend": "1h"}\')'))
     fleet.policy(ttl="10h", notice_before="30m", max_extensions=2)
     fleet.add("w", 9 * HOUR + 45 * MINUTE)
     untils = []
@@ -237,7 +237,7 @@ def test_a_veto_puts_it_off_as_often_as_the_policy_allows(make_fleet: Callable[.
     assert len({job.id for job in fleet.jobs("workspace.notice")}) == 3
 
 
-@pytest.mark.parametrize("answer", ["print('maybe?')", "raise SystemExit(1)", "print('{\"extend\": \"never\"}')"])
+@pytest.mark.parametrize("answer", ["print('maybe?')", "raise SystemExit(1)", 'print(\'{"extend": "never"}\')'])
 def test_a_hook_that_fails_or_prints_garbage_is_told_and_vetoes_nothing(
     make_fleet: Callable[..., Sweeping], tmp_path: Path, answer: str
 ) -> None:

@@ -5,7 +5,8 @@
 --
 -- ARGV  1 id   2 rule   3 detail   4 by whom   5 receipt of a purge, JSON ('' none)   6 '1' a person asks   7 job that asks ('' none)
 --       8 its fence   9 ms the tombstone stays   10 the registration that was seen
---       11... what else was seen: fields and values in turn
+--       11 'cap' | 'budget': only while that limit is exceeded ('' whatever the limits say)   12 the limit   13 the cap's repo ('' fleet)
+--       14... what else was seen: fields and values in turn
 -- Returns {'done'} | {'changed', what} | {'gone', ''} | {'busy', job that holds the lease} | {'held', the holds, JSON}
 --       | {'state', state that is never evicted}
 -- A person overrules a pin, presence and queued jobs; never a hold, somebody else's lease or a submitted workspace.
@@ -32,9 +33,20 @@ if person then
     return {'state', v[2]}
   end
 else
-  local what = changed_since(id, 11)
+  local what = changed_since(id, 14)
   if what then
     return {'changed', what}
+  end
+  -- Two who make room at once must not make it twice.
+  local taken
+  if arg(11) == 'cap' then
+    taken = arg(13) == '' and redis.call('ZCARD', key('ws', 'by', 'created')) or redis.call('SCARD', key('ws', 'repo', arg(13)))
+  elseif arg(11) == 'budget' then
+    local sums = redis.call('HMGET', key('budget'), 'loaded', 'reserved')
+    taken = tonumber(sums[1] or '0') + tonumber(sums[2] or '0')
+  end
+  if taken and taken <= tonumber(arg(12)) then
+    return {'changed', arg(11)}
   end
 end
 evict(id, rule, detail, by, arg(9), receipt)

@@ -25,6 +25,12 @@ local function heal_record(id)
   local v = redis.call('HMGET', key('ws', id), 'host', 'repo', 'created_at', 'last_active', 'expires_at', 'digest',
     'last_good_at', 'state')
   local host, repo, digest, state = v[1], v[2] or '', v[6] or '', v[8] or 'active'
+  for n = 3, 7 do
+    -- A record that somebody damaged is left as it is: the sweeps keep it and say so, and the others are repaired.
+    if n ~= 6 and (v[n] or '') ~= '' and not tonumber(v[n]) then
+      return
+    end
+  end
   if not host or tonumber(v[3] or '0') > edge then
     return
   end
