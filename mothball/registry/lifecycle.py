@@ -58,15 +58,16 @@ class Lifecycle(Walks):
         """The facts of each of `ids`, None for one that is not registered. The lease of `job`, the asker's own, counts as none."""
         return read_facts(self._connection, self._key, ids, job)
 
-    def rescore(self, kind: str, items: Sequence[tuple[str, int, int | None]]) -> int:
+    def rescore(self, kind: str, items: Sequence[tuple[str, int, int | None]], *, version: int | None = None) -> int:
         """When the sweeps look again: (id, score as read, ms of the next look; None: not by time alone).
 
-        One that was marked meanwhile keeps its mark. Returns how many were as read.
+        One that was marked meanwhile keeps its mark, and all keep their scores when the policies are not those of `version`
+        (`PolicyBook.version`) any more. Returns how many were as read.
         """
         done = 0
         for start in range(0, len(items), 500):
             args = [part for each, seen, at in items[start : start + 500] for part in (each, seen, "" if at is None else at)]
-            done += int(self._scripts.run("rescore", _kind(kind), *args)) if args else 0
+            done += int(self._scripts.run("rescore", _kind(kind), "" if version is None else version, *args)) if args else 0
         return done
 
     # -- effects of decisions ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import msgspec
 
 from mothball.errors import Abandoned, AlreadyExists, Busy, Gone, InvalidParams, NotFound, ResumeContended, Stranded
 from mothball.names import check_host
-from mothball.policy_fields import check
+from mothball.policy_fields import check as check_policy
 from mothball.registry import encode, keys
 from mothball.registry.connection import Connection
 from mothball.registry.scripts import Scripts, pairs
@@ -191,8 +191,8 @@ class Workspaces:
     ) -> tuple[Workspace, bool]:
         """Make the record, or find the same one: (record, created).
 
-        Same id, host and path is the same record, unchanged, but for one that was stopped or stranded: it comes back to work, with
-        the `runtime` that is given now. A stranded one does so only for its own `agent_id`, else `Stranded`; an abandoned one
+        Same id, host and path is the same record, unchanged but for the `runtime` that is given now. One that was stopped or
+        stranded comes back to work. A stranded one does so only for its own `agent_id`, else `Stranded`; an abandoned one
         never, `Abandoned`; one that a job is stopping or purging right now is `ResumeContended`. Another host or path raises
         `AlreadyExists`. Without `repo` it
         and `number` follow from an id like ``owner/name#12`` (B-06); without `agent_name` a workspace of a repo gets the
@@ -229,7 +229,7 @@ class Workspaces:
         }
         answer = self._scripts.run(
             "register", id, host, path, repo or "", agent_name or "", "" if expires_in_ms is None else expires_in_ms,
-            agent_id or "", _document(runtime, "runtime"), agent_id or "",
+            agent_id or "", _document(_checked_runtime(runtime), "runtime"), agent_id or "",
             *(text for name, value in fields.items() if value for text in (name, value)),
         )  # fmt: skip
         status, record = answer[0], decode(pairs(answer[1]))
@@ -365,10 +365,19 @@ class Workspaces:
 def _checked_policy(policy: dict[str, Any] | None) -> dict[str, Any]:
     """The policy overrides of a workspace; what nobody could follow is refused now, not by a sweep at night."""
     if policy is not None:
-        check(policy, "workspace")
+        check_policy(policy, "workspace")
         if "retention" in policy:
             Policy.parse(policy["retention"])
     return policy or {}
+
+
+def _checked_runtime(runtime: dict[str, Any] | None) -> dict[str, Any]:
+    """The handle of what runs there, as its driver will read it."""
+    if not runtime:
+        return {}
+    from mothball.runtime.handles import check  # a producer that names no runtime does not load its drivers
+
+    return check(runtime)
 
 
 def _document(value: dict[str, Any] | None, what: str) -> str:

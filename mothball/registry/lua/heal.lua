@@ -5,7 +5,7 @@
 -- ARGV  1 'records' | 'zset' | 'set'   2 of records: '1' the sweeps look at each of them again, '' only at those they had lost;
 --       else the index, without the namespace   3... ids
 -- Returns how many entries were added (records) or dropped (an index)
--- What is younger than a minute is left alone.
+-- Records and index entries that are younger than a minute are not repaired: whoever makes them may still be at it.
 local kind, what = arg(1), arg(2)
 local edge = NOW - 60000
 local changed = 0
@@ -31,7 +31,12 @@ local function heal_record(id)
       return
     end
   end
-  if not host or tonumber(v[3] or '0') > edge then
+  if not host then
+    return
+  elseif tonumber(v[3] or '0') > edge then
+    if what == '1' then
+      mark_due(id)
+    end
     return
   end
   add_score(key('ws', 'by', 'created'), v[3] or '0', id)

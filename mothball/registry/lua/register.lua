@@ -12,7 +12,7 @@
 local id, host, path, repo, agent, expires_in = arg(1), arg(2), arg(3), arg(4), arg(5), arg(6)
 local agent_id, runtime = arg(7), arg(8)
 local record = key('ws', id)
-local there = redis.call('HMGET', record, 'host', 'path', 'state', 'agent_id')
+local there = redis.call('HMGET', record, 'host', 'path', 'state', 'agent_id', 'runtime')
 if there[1] then
   if there[1] ~= host or there[2] ~= path then
     return {'other', redis.call('HGETALL', record)}
@@ -22,6 +22,10 @@ if there[1] then
     count('resumed:other_agent')
     return {'stranded', redis.call('HGETALL', record)}
   elseif there[3] ~= 'stopped' and there[3] ~= 'stranded' then
+    if runtime ~= '' and runtime ~= there[5] then
+      redis.call('HSET', record, 'runtime', runtime) -- what runs there was started anew
+      mark_due(id)
+    end
     return {'exists', redis.call('HGETALL', record)}
   end
   local job = come_back(id, 'resume')

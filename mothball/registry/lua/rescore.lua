@@ -1,11 +1,15 @@
 -- include: common
 -- When sweeps look at workspaces again, unless something changed since they looked.
 --
--- ARGV  1 'evict' | 'stop'   2... id, score as it was read, ms of the next look ('' never by time alone), in turn
--- Returns how many were as they were read
+-- ARGV  1 'evict' | 'stop'   2 version of the policies by which it was decided ('' any)
+--       3... id, score as it was read, ms of the next look ('' never by time alone), in turn
+-- Returns how many were as they were read; none when the policies are others by now
 local due = key('ws', 'due', arg(1))
 local done = 0
-for n = 7, #ARGV, 3 do
+if arg(2) ~= '' and arg(2) ~= (redis.call('HGET', key('policies'), 'version') or '0') then
+  return 0
+end
+for n = 8, #ARGV, 3 do
   local id, seen, at = ARGV[n], ARGV[n + 1], ARGV[n + 2]
   if tonumber(redis.call('ZSCORE', due, id) or '') == tonumber(seen) then
     done = done + 1

@@ -98,11 +98,11 @@ local function move(id, to, reason)
   return true, from
 end
 
--- Back to work: who was missed before is not missed again. Returns nil, or the job that must end first.
-local ENDING = {['workspace.stop'] = true, ['workspace.purge'] = true}
+-- Back to work: who was missed before is not missed again. Returns nil, or the job that must end first because it is ending the workspace.
 local function come_back(id, reason)
   local job = holder_of(id, '')
-  if job and ENDING[redis.call('HGET', key('job', job), 'task') or ''] then
+  local task = job and redis.call('HGET', key('job', job), 'task')
+  if task == 'workspace.stop' or task == 'workspace.purge' then
     return job
   end
   local record = key('ws', id)

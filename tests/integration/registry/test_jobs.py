@@ -51,7 +51,8 @@ def test_a_job_from_submit_to_success(bench: Bench) -> None:
     ws = bench.registry.workspaces.get("o/r#1")
     assert (ws.generation, ws.digest, ws.bytes, ws.files, ws.stored_bytes) == (1, "sha256:a", 100, 2, 60)
     assert ws.last_good_at == done.finished_at
-    assert ws.last_active == ws.created_at  # a capture is no sign of life
+    # Somebody asked for it: that is a sign of life, and it has a name of its own for policies that do not count it.
+    assert (ws.last_active, ws.last_signal, ws.signals) == (done.finished_at, "lease", {"lease": done.finished_at})
     assert not bench.raw.exists(lease)
     assert bench.kinds()[-4:] == ["job.submitted", "job.started", "workspace.captured", "job.succeeded"]
 
@@ -84,7 +85,7 @@ def test_q04_the_high_water_mark_is_never_lowered(bench: Bench) -> None:
 
 
 def test_a_job_without_record_leaves_the_workspace_as_it_is(bench: Bench) -> None:
-    claim = bench.run()
+    claim = bench.run(origin="beat")
     before = bench.registry.workspaces.get("o/r#1")
     assert claim.job is not None
     bench.registry.jobs.finish(claim.job.id, claim.fence, {})
