@@ -49,7 +49,7 @@ def _act(fleet: Connected, planned: Planned, by: str, jobs: list[str]) -> tuple[
     if decision.action == "evict":
         if planned.policy.purge:
             return "purging", _submit(fleet, "workspace.purge", planned, {}, by, jobs)
-        return "evicted", lifecycle.evict(facts, rule=decision.rule, detail=decision.detail, by=by)
+        return "evicted", lifecycle.evict(facts, rule=decision.rule, detail=decision.detail, by=by, above=planned.limit)
     if decision.action == "strand":
         answer = lifecycle.strand(facts, reason=decision.rule, by=by)
         if answer == "done":

@@ -350,6 +350,16 @@ def test_a_dry_sweep_prints_the_plan_and_changes_nothing_a_real_one_does_it(moth
     assert [record.id for record in fleet.list()] == [ID, names[1]]
 
 
+def test_b72_a_sweep_evicts_the_oldest_until_the_cap_is_kept(mothball: Cli, fleet: Fleet) -> None:
+    for name in ("w2", "w3", "w4"):
+        fleet.register(name, fleet.settings.workspace_roots[0])
+    fleet.set_policy("cap=2")
+    assert [each["workspace"] for each in mothball("sweep", "--dry-run", "--json").json()["items"]] == [ID, "w2"]
+    assert "cap" in mothball("explain", ID).out
+    assert mothball("sweep", "--json").json()["evicted"] == {"cap": 2}
+    assert [record.id for record in fleet.list()] == ["w3", "w4"]
+
+
 def test_a_sweep_asks_the_host_to_stop_what_is_idle_and_twice_is_one_job(mothball: Cli, fleet: Fleet) -> None:
     fleet.set_policy("stop_after=1s", workspace=ID)
     time.sleep(1.2)
