@@ -1,4 +1,4 @@
-"""Deleting a workspace's directory, the one thing here that cannot be undone (design, section 7; ADR 0012).
+"""Deleting a workspace's directory, the one thing here that cannot be undone (design, section 7; ADR 0013).
 
 No bytes go that no capture holds: a capture of the latest state was read back, and every file was compared with it by content
 after nobody could reach it any more. What it does not hold (large files, unpushed commits, ...) refuses the purge, unless a person

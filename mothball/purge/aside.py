@@ -104,6 +104,14 @@ class Aside:
                 ) from None
             raise _explained(error, self._place.path) from error
 
+    def has_tree(self) -> bool:
+        """True while anything that was moved here is still here."""
+        try:
+            os.stat(TREE, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
     def take(self, state: State) -> int:
         """Move the workspace here and return a descriptor of it; whatever else stands under its name by now is put back.
 
@@ -161,7 +169,9 @@ class Aside:
         return True
 
     def remove(self) -> None:
-        """Remove the folder, whose tree is gone. Something else in it stays, and so does the folder."""
+        """Remove the folder, unless it still has a tree. Something else in it stays, and so does the folder."""
+        if self.has_tree():
+            return
         with suppress(FileNotFoundError):
             os.unlink(_STATE + b".new", dir_fd=self._fd)
         with suppress(FileNotFoundError):

@@ -25,9 +25,13 @@ def delete(root_fd: int, seen: Survey, captured: set[bytes], report: Callable[[i
     `report` is called with the number of names that are gone; what it raises ends the work between two names.
     """
     work = _Removal(root_fd, seen, report)
-    work.run([item for item in seen.items if item.path not in captured])
+    last = set(captured)  # and the folders they lie in, which may be others than in the capture when somebody insists
+    for path in captured:
+        while (path := path.rpartition(b"/")[0]) and path not in last:
+            last.add(path)
+    work.run([item for item in seen.items if item.path not in last])
     if not work.left:
-        work.run([item for item in seen.items if item.path in captured])
+        work.run([item for item in seen.items if item.path in last])
     return work.left
 
 

@@ -111,7 +111,7 @@ class Purge:
     def forget(self) -> None:
         """Remove what says how far a finished deletion came; the registry knows it by now."""
         with open_aside(self.place, make=False) as aside:
-            if aside is not None and aside.tree() is None:
+            if aside is not None:
                 aside.remove()
 
     def _is_there(self) -> bool:
@@ -215,14 +215,18 @@ class Purge:
         with open_aside(self.place, make=True) as aside:
             if aside is None:
                 raise Busy(what=f"{self.place.path!r}", reason="it went away while it was looked at")
-            if aside.tree() is not None:
+            if aside.has_tree():
                 raise Busy(what=f"{self.place.path!r}", reason="another purge of it was not finished; run it again")
             state = State(
                 stage="aside", workspace=self._workspace, registration=self._registration, device=known.identity[0],
                 inode=known.identity[1], forced=force, digest=known.ref.digest if known.ref else None,
                 repositories=list(known.repositories.values()),
             )  # fmt: skip
-            tree = aside.take(state)
+            try:
+                tree = aside.take(state)
+            except BaseException:
+                aside.remove()
+                raise
             try:
                 try:
                     seen, looked, missing = self._last_look(tree, known, force=force)

@@ -117,7 +117,7 @@ def _entries(fd: int, folder: bytes) -> Iterator[Item]:
 
 def mount_of(fd: int) -> int:
     """The id of the mount that `fd` is on: a bind mount has the device of what it shows, but not its id."""
-    for line in Path(f"/proc/self/fdinfo/{fd}").read_text("ascii").splitlines():
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text("utf-8").splitlines():
         if line.startswith("mnt_id:"):
             return int(line.split()[1])
     raise OperationFailed(reason="this kernel does not say on which mount a folder lies, so nothing can be deleted safely")
@@ -186,7 +186,7 @@ def _numbers(folder: str) -> Iterable[str]:
 
 
 def _flags(path: str) -> int:
-    match = re.search(r"^flags:\s*([0-7]+)", Path(path).read_text("ascii"), re.MULTILINE)
+    match = re.search(r"^flags:\s*([0-7]+)", Path(path).read_text("utf-8"), re.MULTILINE)
     return int(match[1], 8) if match else _WRITES
 
 
