@@ -89,14 +89,7 @@ class _Run:
         # The time of Redis, once: what becomes due while this runs is the next one's, so this one ends.
         self.now = self.registry.time_ms()
         self._offline: set[str] | None = None
-        self.book: PolicyBook | None = None
-        try:
-            self._heal(every)
-            self.book = self.registry.policies.book()
-        except InvalidParams as error:
-            # Fail closed: a policy that nobody can read reclaims nothing.
-            log.error("the fleet's policy cannot be read; nothing is reclaimed until somebody sets it again", error=error.message)
-            self.seen.skipped["policy"] = self.registry.lifecycle.due_count(kind, self.now)
+        self._heal(every)
 
     def _heal(self, every: int) -> None:
         """Go on with the walk through all records that a new policy begins, for a part of the time."""
@@ -109,6 +102,16 @@ class _Run:
         except Exception:  # the walk repairs; what is due does not depend on it
             log.exception("the walk through all records cannot go on; it is tried again by the next sweep")
 
+    def _book(self) -> PolicyBook | None:
+        """The policies as they are now; None when they cannot be read."""
+        try:
+            return self.registry.policies.book()
+        except InvalidParams as error:
+            # Fail closed: a policy that nobody can read reclaims nothing.
+            log.error("the policies cannot be read; nothing is reclaimed until they are set again", error=error.message)
+            self.seen.skipped["policy"] = self.registry.lifecycle.due_count(self.kind, self.now)
+            return None
+
     @property
     def late(self) -> bool:
         """True when this run has had its time."""
@@ -116,13 +119,12 @@ class _Run:
 
     def all_due(self) -> None:
         """Judge and act, page by page, until nothing is due or the time is over."""
-        if self.book is None:
-            return
         size = self.here.settings.sweep_batch
         try:
-            while True:
+            # Read for each page: a policy that is set meanwhile counts from the next one on.
+            while (book := self._book()) is not None:
                 due = self.registry.lifecycle.due(self.kind, size, self.now)
-                page = self.reclaimer.judge(self.kind, due, self.book, self.now)
+                page = self.reclaimer.judge(self.kind, due, book, self.now)
                 self.seen.add(page)
                 self._later += page.later
                 try:
@@ -131,7 +133,7 @@ class _Run:
                     for planned in page.acts:
                         self._try(self._act, planned)
                 finally:
-                    self._put_off()
+                    self._put_off(book.version)
                 if len(due) < size or self.late:
                     return
         except _GiveUp:
@@ -139,11 +141,11 @@ class _Run:
 
     def all_above_limits(self) -> None:
         """Cap, then budget: the oldest and the least used go until the limit is kept, asked again before each one."""
-        if self.book is None:
+        if (book := self._book()) is None:
             return
         try:
-            for limit in self.reclaimer.limits(self.book):
-                for planned in self.reclaimer.walk(limit, self.book, self.now, partial(self._left, limit), self.seen):
+            for limit in self.reclaimer.limits(book):
+                for planned in self.reclaimer.walk(limit, book, self.now, partial(self._left, limit), self.seen):
                     self._try(self._act, planned)
         except _GiveUp:
             log.warning("the registry does not answer; the next sweep goes on")
@@ -284,7 +286,7 @@ class _Run:
         if host in self._offline:
             raise HostOffline(f"host {host!r} is offline; what is to be done there waits until it is back", host=host)
 
-    def _put_off(self) -> None:
+    def _put_off(self, version: int) -> None:
         later, self._later = self._later, []
         if later:
-            self.registry.lifecycle.rescore(self.kind, later)
+            self.registry.lifecycle.rescore(self.kind, later, version=version)
