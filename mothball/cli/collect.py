@@ -78,6 +78,7 @@ def _collect_here(dry_run: bool, empty_trash: bool, orphans: list[str], *, json:
 
     settings = load_settings()
     with _registry(settings) as fleet, _progress(hidden=json) as show:
+        before = fleet.registry.budget.stored(settings.host) if fleet and not dry_run else {}
         report = collect_store(
             local_store(settings),
             grace_s=settings.collect_grace_seconds,
@@ -96,6 +97,7 @@ def _collect_here(dry_run: bool, empty_trash: bool, orphans: list[str], *, json:
                     settings.host, moved=report.moved_blobs, moved_bytes=report.moved_bytes, deleted=report.deleted_blobs,
                     freed_bytes=report.deleted_bytes, layouts=len(report.removed),
                 )  # fmt: skip
+                fleet.registry.budget.measure(settings.host, before, {each.name: each.charged for each in report.workspaces})
             except errors.Unavailable as error:
                 note(f"note: the collection is done, and not counted: {error.message}")
     return report.to_dict()

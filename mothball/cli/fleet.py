@@ -8,7 +8,7 @@ import typer
 
 from mothball.cli.output import JsonFlag, emit_json, emit_json_array, emit_json_line, line, pairs, table
 from mothball.cli.session import open_fleet
-from mothball.cli.text import age, escape, time_text
+from mothball.cli.text import age, escape, human_bytes, time_text
 
 if TYPE_CHECKING:
     from mothball.client import Fleet
@@ -114,7 +114,8 @@ def status(json: JsonFlag = False) -> None:
             ("namespace", report["settings"]["namespace"]),
             ("this host", report["settings"]["host"]),
             ("data dir", report["settings"]["data_dir"]),
-            ("workspaces", report["workspaces"]),
+            ("workspaces", _states(report)),
+            ("budget", _budget_line(report["budget"])),
         )
     )
     for title, columns, rows in (
@@ -153,11 +154,38 @@ def _collect(fleet: Fleet) -> dict[str, Any]:
         "queues": queues,
         "jobs": {state: states.get(state, 0) for state in JOB_STATES},
         "workspaces": registry.workspaces.count(),
+        "states": registry.sessions.states(),
+        "budget": registry.budget.state(_limit(fleet)).to_dict(),
         "counters": registry.counters.all(),
         "settings": settings.redacted(),
     }
     report["warnings"] = [*_warnings(settings, report), *_policy_warnings(fleet)]
     return report
+
+
+def _states(report: dict[str, Any]) -> str:
+    """``12: 10 active, 2 stopped``"""
+    counts = ", ".join(f"{count:,} {state}" for state, count in report["states"].items() if count)
+    return f"{report['workspaces']:,}" + (f": {counts}" if counts else "")
+
+
+def _budget_line(budget: dict[str, Any]) -> str:
+    """What is taken of the byte budget, in words (Q-73)."""
+    taken = f"{human_bytes(budget['loaded'])} captured, {human_bytes(budget['reserved'])} promised to jobs"
+    limit = "no limit" if budget["limit"] is None else f"limit {human_bytes(budget['limit'])}"
+    return (
+        f"{taken}, {limit}; highest {human_bytes(budget['high_water'])}; {human_bytes(budget['retained'])} more kept for undelete"
+    )
+
+
+def _limit(fleet: Fleet) -> int | None:
+    """The fleet's byte budget; None without one, and when its policy cannot be read (a warning says that)."""
+    from mothball.errors import InvalidParams
+
+    try:
+        return fleet.registry.policies.book().fleet_policy().budget
+    except InvalidParams:
+        return None
 
 
 def _policy_warnings(fleet: Fleet) -> list[str]:

@@ -19,6 +19,7 @@ from mothball.settings import Settings
 from tasks import collect as collect_jobs
 from tasks.capture import CaptureArgs, capture_now
 from tasks.context import JobContext
+from tests.commands import beside_jobs
 from tests.integration.registry.support import HOST, LEASE, Bench
 from tests.integration.test_snapshot_jobs import ID, Here
 from workers.redis_server import RedisServer
@@ -506,3 +507,41 @@ def test_q10_a_budget_that_is_lowered_is_over_until_somebody_goes(here: Here) ->
     here.run("workspace.capture")
     assert gone(here, first), "the next capture that stores anything mends it"
     assert here.registry.budget.state(100 * KIB).over == 0
+
+
+def test_q73_status_says_what_is_taken_of_the_budget_and_how_many_are_in_which_state(
+    here: Here, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mothball = beside_jobs(here.settings, monkeypatch, capsys)
+    assert "no limit" in mothball("status").out
+    limited(here, 1024 * KIB)
+    other(here, "o/x#1", 60 * KIB)
+    here.registry.workspaces.release("o/x#1")
+    stored = here.run("workspace.capture")["stored_bytes"]
+    report = mothball("status", "--json").json()
+    state = here.registry.budget.state(1024 * KIB)
+    assert report["budget"] == {
+        "limit": 1024 * KIB, "loaded": stored, "reserved": 0, "retained": state.retained, "high_water": state.high_water,
+        "committed": stored,
+    }  # fmt: skip
+    assert state.retained > 60 * KIB
+    assert report["states"]["active"] == report["workspaces"] == 1
+    text = mothball("status").out
+    assert "limit 1.0 MiB" in text
+    assert "1: 1 active" in text
+
+
+def test_q16_a_collection_by_hand_measures_too(
+    here: Here, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here.folder / "noise").write_bytes(os.urandom(60 * KIB))
+    here.run("workspace.capture")
+    here.run("workspace.capture", full=True)
+    before = here.registry.budget.state().loaded
+    mothball = beside_jobs(here.settings, monkeypatch, capsys)
+    assert mothball("collect", "--dry-run").code == 0
+    assert here.registry.budget.state().loaded == before
+    (here.folder / "noise").unlink()
+    here.run("workspace.capture", full=True)
+    assert mothball("collect").code == 0
+    assert here.registry.budget.state().loaded < 10 * KIB

@@ -11,14 +11,19 @@ for n = 7, #ARGV, 3 do
   local ws, seen, found = ARGV[n], ARGV[n + 1], ARGV[n + 2]
   local field = host .. ' ' .. ws
   local v = redis.call('HMGET', key('ws', ws), 'host', 'stored_bytes')
+  local kept = redis.call('HGET', key('budget', 'retained'), field) or '0'
   if v[1] == host then
+    if kept ~= '0' then
+      -- A record that was made again from the store, after its tombstone had run out, has its captures back.
+      redis.call('HDEL', key('budget', 'retained'), field)
+      budget_add('retained', -tonumber(kept))
+    end
     if seen ~= '' and (v[2] or '0') == seen and redis.call('EXISTS', key('lease', ws)) == 0 then
       redis.call('HSET', key('ws', ws), 'stored_bytes', found)
       budget_settle(ws)
       corrected = corrected + (seen ~= found and 1 or 0)
     end
   else
-    local kept = redis.call('HGET', key('budget', 'retained'), field) or '0'
     if found == '0' then
       redis.call('HDEL', key('budget', 'retained'), field)
     else

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mothball.errors import InvalidParams, LeaseLost
-from mothball.registry import BudgetState
+from mothball.registry import BudgetState, Recovered
 from tests.integration.registry.support import HOST, Bench
 
 
@@ -281,6 +281,21 @@ def test_q16_a_measurement_never_overwrites_a_capture_that_it_may_not_have_seen(
     assert budget.measure(HOST, before, {"o/r#1": 1, "o/r#2": 2, "o/r#3": 3, "o/r#4": 4}) == 0
     assert budget.stored(HOST) == {"o/r#1": 111, "o/r#2": 100, "o/r#3": 105, "o/r#4": 0}
     assert sums(bench) == (316, 0, 0)
+
+
+def test_q16_a_record_that_was_made_again_from_the_store_is_counted_by_the_next_collection(bench: Bench) -> None:
+    store(bench, "o/r#1", 100)
+    bench.registry.workspaces.release("o/r#1")
+    bench.raw.delete(bench.key("ws:gone:o/r#1"))
+    found = Recovered(
+        id="o/r#1", host=HOST, path="/ws/o/r#1", fence=1, generation=1, digest="sha256:" + "a" * 64, bytes=100, files=1,
+        high_water_bytes=100, snapshots=0, crash_reports=0, last_good_at=None, created_at=1, kept={"repo": "o/r"},
+    )  # fmt: skip
+    assert bench.registry.rebuilds.record(found).status == "rebuilt"
+    assert sums(bench) == (0, 0, 100)
+    budget = bench.registry.budget
+    budget.measure(HOST, budget.stored(HOST), {"o/r#1": 90})
+    assert sums(bench) == (90, 0, 0)
 
 
 def test_q16_what_was_retained_on_a_forgotten_host_is_dropped(bench: Bench) -> None:

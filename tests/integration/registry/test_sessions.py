@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from mothball import policy
 from mothball.errors import InvalidParams
 from mothball.registry.sessions import RESTING, SESSION_KEYS
 from tests.integration.registry.support import Bench
@@ -113,3 +114,46 @@ def test_d14_counting_costs_the_same_among_many(bench: Bench) -> None:
 def test_d03_every_state_but_active_has_a_count_of_its_own(bench: Bench) -> None:
     assert list(bench.registry.sessions.states()) == ["active", *RESTING]
     assert set(bench.registry.sessions.states().values()) == {0}
+
+
+def test_d14_counts_follow_every_change_of_state(bench: Bench) -> None:
+    assert set(RESTING) | {"active"} == set(policy.STATES)
+    for n in range(1, 7):
+        bench.workspace(f"o/r#{n}", agent_id="ada")
+    registry = bench.registry
+    sessions, life = registry.sessions, registry.lifecycle
+
+    def facts(ident: str) -> policy.Facts:
+        (found,) = life.facts([ident])
+        assert found is not None
+        return found
+
+    life.transition("o/r#1", "submitted")
+    life.transition("o/r#2", "submitted")
+    life.transition("o/r#2", "merged")
+    life.strand(facts("o/r#3"), reason="heartbeats")
+    life.strand(facts("o/r#4"), reason="heartbeats")
+    life.abandon(facts("o/r#4"), reason="auto_ttl")
+    claim = bench.run("o/r#5")
+    assert claim.job is not None
+    life.stopped("o/r#5", job=claim.job.id, fence=claim.fence, rule="stop_after")
+    assert sessions.states() == {"active": 1, "submitted": 1, "merged": 1, "stopped": 1, "stranded": 1, "abandoned": 1}
+    assert (sessions.active_count("o/r"), sessions.total_active()) == (1, 1)
+    assert [each["session_id"] for each in sessions.active("o/r")] == ["o/r#6"]
+    assert sessions.agent_names("o/r") == ["agent-6"]
+    assert {each["session_id"]: each["state"] for each in sessions.list("o/r")} == {
+        "o/r#1": "submitted", "o/r#2": "merged", "o/r#3": "stranded", "o/r#4": "abandoned", "o/r#5": "stopped", "o/r#6": "active",
+    }  # fmt: skip
+    registry.jobs.finish(claim.job.id, claim.fence, {})
+    assert life.resume("o/r#3", agent_id="ada").outcome == "ok"
+    assert life.resume("o/r#5").outcome == "ok"
+    assert sessions.total_active() == 3
+    assert life.evict(facts("o/r#4"), rule="abandoned") == "done"
+    assert life.evict(facts("o/r#2"), rule="ttl") == "done"
+    assert life.evict(facts("o/r#6"), rule="ttl") == "done"
+    life.undelete("o/r#6")
+    assert sessions.states() == {"active": 2, "submitted": 1, "merged": 0, "stopped": 1, "stranded": 0, "abandoned": 0}
+    for n in range(1, 7):
+        registry.workspaces.release(f"o/r#{n}")
+    assert set(sessions.states().values()) == {0}
+    assert [*bench.raw.scan_iter(bench.key("ws:state:*"))] == []
