@@ -40,6 +40,7 @@ class Fleet(LifecycleCalls):
     def register(self, workspace: str, path: str | Path, **fields: Any) -> Workspace:
         """Register directory `path` as `workspace` and return its record; the same id and path again is the same record.
 
+        Again with another `runtime` says what runs there now, and brings one back that was stopped, or stranded by the same agent.
         Fields: host (default: this host), repo, number, title, mode (``ephemeral``, ``persistent``), agent_id, agent_name,
         intent, changeset_id, base_commit, expires_in_ms, pinned, runtime, policy. Another path: `AlreadyExists`.
         """
