@@ -104,6 +104,15 @@ class Runs:
         text = encode.dumps(outcome, "outcome", encode.MAX_OUTCOME_BYTES)
         return doorbell_of(self._fenced("finish", id, fence, text, *_record_args(record))[1])
 
+    def captured(self, id: str, fence: int, record: dict[str, Any]) -> None:  # noqa: A002
+        """Record a capture that a run has made on its way, before it is known how the run ends; `record` as in `finish`.
+
+        For jobs that do more after their capture: when that fails, or when they evict the workspace, its record and its tombstone
+        name this capture all the same. Safe to repeat. Raises `LeaseLost`, `InvalidParams`, `Unavailable`.
+        """
+        _, generation, digest, size, files, stored, *_ = _record_args(record)
+        self._fenced("note_capture", id, fence, generation, digest, size, files, stored)
+
     def fail(
         self,
         id: str,  # noqa: A002

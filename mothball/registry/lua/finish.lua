@@ -1,5 +1,6 @@
 -- include: common
 -- include: job
+-- include: captured
 -- A run succeeded: outcome, workspace record, counters, events, lease and the next waiter in one step, under the fence.
 --
 -- ARGV  1 job   2 fence   3 outcome, JSON   4 '1' there is a workspace record to write
@@ -20,44 +21,14 @@ end
 local task = redis.call('HGET', key('job', id), 'task')
 -- A job that evicted its own workspace, or another that is registered under the id since, has nothing to write there.
 if has_record == '1' and ws ~= '' and redis.call('HGET', key('ws', ws), 'fence') == fence then
-  local record = key('ws', ws)
-  local v = redis.call('HMGET', record, 'generation', 'high_water_bytes', 'host', 'repo')
-  local before = tonumber(v[1] or '0')
-  local now = generation ~= '' and tonumber(generation) or before
-  if now < before then
+  local before = captured(id, ws, generation, digest, bytes, files, stored)
+  if not before then
     return {'lost'}
   end
-  redis.call('HSET', record, 'generation', int(now), 'last_good_at', int(NOW))
-  redis.call('HDEL', record, 'last_error', 'retry_count')
-  if digest ~= '' then
-    redis.call('HSET', record, 'digest', short_digest(digest))
-    if (v[4] or '') ~= '' then
-      redis.call('ZADD', key('ws', 'good', v[3], v[4]), int(NOW), ws)
-    end
-  end
-  if bytes ~= '' then
-    redis.call('HSET', record, 'bytes', bytes)
-    if tonumber(bytes) > tonumber(v[2] or '0') then
-      redis.call('HSET', record, 'high_water_bytes', bytes) -- Q-04: a smaller capture never lowers it
-    end
-  end
-  if files ~= '' then
-    redis.call('HSET', record, 'files', files)
-  end
-  if stored ~= '' then
-    redis.call('HINCRBY', record, 'stored_bytes', stored)
-    budget_refund(id) -- before they count as loaded: a publication moves bytes, it is no second demand (Q-15)
-    budget_settle(ws)
-    count('capture_stored_bytes', stored)
-  end
   if #ARGV > 14 then
-    redis.call('HSET', record, unpack(ARGV, 15))
+    redis.call('HSET', key('ws', ws), unpack(ARGV, 15))
   end
-  if now > before then
-    count('captures')
-    event('workspace.captured', 'workspace', ws, 'job', id, 'generation', int(now), 'digest', digest, 'bytes', bytes,
-      'files', files, 'stored_bytes', stored)
-  elseif generation ~= '' then
+  if generation ~= '' and tonumber(generation) <= before then
     count('captures_unchanged')
   end
 end
