@@ -135,7 +135,9 @@ def evict(
     if json:
         emit_json({"id": workspace, "evicted": True})
     else:
-        line(escape(f"{workspace} is evicted; `mothball undelete {workspace}` brings it back within {seconds // 86_400} days"))
+        from mothball.durations import show
+
+        line(escape(f"{workspace} is evicted; `mothball undelete {workspace}` brings it back within {show(seconds * 1000)}"))
 
 
 def purge(

@@ -88,7 +88,7 @@ def _print_explanation(found: Explanation) -> None:
             ("age", ago(told["age_ms"])),
             ("idle", f"{ago(told['idle_ms'])}, last sign of life: {told['last_signal'] or 'none'}"),
             ("problem", told["problem"]),
-            ("now", f"{WORDS.get(told['action'], told['action'])} ({told['rule']}): {told['detail']}"),
+            ("now", _now(told)),
             ("next", _next(upcoming) if upcoming["action"] else "nothing, as long as nothing changes"),
         )
     )
@@ -112,6 +112,11 @@ def _print_explanation(found: Explanation) -> None:
         ("POLICY", "VALUE", "FROM"),
         ((name, value_text(each["value"]), each["from"]) for name, each in told["policy"].items()),
     )
+
+
+def _now(told: dict[str, Any]) -> str:
+    by = "" if told["rule"] == "none" else f" by {told['rule']}"
+    return f"{WORDS.get(told['action'], told['action'])}{by}: {told['detail']}"
 
 
 def _next(upcoming: dict[str, Any]) -> str:
@@ -181,8 +186,10 @@ DONE = ("evicted", "stopping", "stranded", "abandoned", "purging")
 
 def _print_report(report: dict[str, Any]) -> None:
     lines = [(name, f"{count:,} by {rule}") for name in DONE for rule, count in report[name].items()]
-    for name, text in lines or [("nothing", "is due")]:
+    for name, text in lines:
         line(printable(f"{name:<10} {text}"))
+    if not lines:
+        line("nothing was due that could be reclaimed")
     for reason, count in report["skipped"].items():
         line(printable(f"{'kept':<10} {count:,}: {reason}"))
     if report["jobs"]:

@@ -8,7 +8,7 @@ import typer
 
 from mothball.cli.output import JsonFlag, emit_json_array, line, table
 from mothball.cli.session import open_fleet
-from mothball.cli.text import escape, human_seconds
+from mothball.cli.text import escape
 
 PANEL = "Workspaces"
 
@@ -32,11 +32,13 @@ def sessions(
     if not found:
         line(escape(f"nobody works in {repo}" + (" besides" if exclude else "")))
         return
+    from mothball.durations import ago
+
     table(
         ("SESSION", "AGENT", "STATE", "SINCE", "CHANGE", "INTENT"),
         (
             (
-                each["session_id"], each["agent_name"] or "-", each["state"], human_seconds(float(each["elapsed_secs"])),
+                each["session_id"], each["agent_name"] or "-", each["state"], ago(each["elapsed_secs"] * 1000),
                 each["changeset_id"] or "-", each["intent"] or "-",
             )
             for each in found

@@ -150,7 +150,7 @@ def test_touch_resume_brings_a_stopped_one_back_and_touch_alone_does_not(mothbal
 
 
 def test_evict_leaves_a_tombstone_that_explain_knows_and_undelete_brings_back(mothball: Cli, fleet: Fleet) -> None:
-    assert "`mothball undelete owner/repo#1` brings it back within 7 days" in mothball("evict", ID, "--by", "ann").out
+    assert "`mothball undelete owner/repo#1` brings it back within 7d" in mothball("evict", ID, "--by", "ann").out
     refused(mothball("evict", ID), "gone", 1)
     refused(mothball("show", ID), "gone", 1)
     told = mothball("explain", ID, "--json").json()
@@ -344,7 +344,7 @@ def test_a_dry_sweep_prints_the_plan_and_changes_nothing_a_real_one_does_it(moth
     report = mothball("sweep", "--json").json()
     assert report["evicted"] == {"deadline": 2}
     assert report["skipped"] == {"pin": 1}
-    assert mothball("sweep").out.startswith("nothing    is due\n")
+    assert mothball("sweep").out == "nothing was due that could be reclaimed\nkept       1: pin\n"
     assert fleet.registry.counters.all()["evicted:deadline"] == 2
     assert {event.fields["workspace"] for event in fleet.registry.events.list(kind="workspace.evicted")} == {"old-0", "old-2"}
     assert [record.id for record in fleet.list()] == [ID, names[1]]
