@@ -64,7 +64,8 @@ def _print_stats(result: dict[str, Any]) -> None:
             ("disk", size("disk_bytes")),
             ("processes", result.get("processes")),
             ("collected", time_text(result.get("collected_at"))),
-            ("stale", "yes: nothing runs there now, these are the last ones known" if result.get("stale") else None),
+            ("stale", f"yes, the last ones known: {result.get('reason', '')}" if result.get("stale") else None),
+            ("directory", result.get("directory")),
         )
     )
 
@@ -102,7 +103,13 @@ def ports(workspace: WorkspaceId, *, no_wait: NoWait = False, timeout: Timeout =
         table(
             ("ADDRESS", "PORT", "PID", "PROCESS", "URL"),
             (
-                (each["address"], each["port"], each.get("pid") or "-", each.get("process") or "-", each.get("url") or "-")
+                (
+                    each["address"],
+                    each["port"],
+                    each.get("pid") or "-",
+                    each.get("process") or "-",
+                    each.get("url") or each.get("note") or "-",
+                )
                 for each in found
             ),
             right=("PORT", "PID"),
