@@ -1,4 +1,4 @@
-"""A sweep that a person asks for: what the planner says is done now, by the same effects as those of the fleet's own sweeps.
+"""What the planner says is done here: one effect per workspace, for the fleet's own sweeps and for one that a person asks for.
 
 Nothing is decided here. Evicting, stranding and abandoning are effects of the registry; stopping and purging are jobs of the host
 that has the workspace. Each effect compares the record with what the decision saw, so a sweep of the fleet that runs at the same
@@ -8,13 +8,49 @@ time does no harm, and is done none.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mothball import errors
+from mothball.reclaim import PURGE_TASK
 
 if TYPE_CHECKING:
     from mothball.client_base import Connected
     from mothball.reclaim import Plan, Planned
+    from mothball.registry import Registry
+
+
+class Request(NamedTuple):
+    """A job that does the rest of an effect. In the lane of its kind it joins one that somebody else asked for already."""
+
+    task: str
+    args: dict[str, Any]
+    lane: str
+
+
+def effect(registry: Registry, planned: Planned, by: str) -> tuple[str, str, Request | None]:
+    """Do what was planned: the name of the effect, its outcome (``done`` or why not), and the job that is to be submitted for it.
+
+    Evicting, stranding and abandoning are done when this returns; stopping and purging are that job. Raises what the registry does.
+    """
+    facts, decision, lifecycle = planned.facts, planned.decision, registry.lifecycle
+    if decision.action == "stop":
+        seen = {"generation": facts.generation, "last_active": facts.last_active, "force": False}
+        return "stopping", "done", _request("workspace.stop", planned, by, **seen)
+    if decision.action == "evict":
+        if planned.policy.purge:
+            return "purging", "done", _request(PURGE_TASK, planned, by)
+        return "evicted", lifecycle.evict(facts, rule=decision.rule, detail=decision.detail, by=by, above=planned.limit), None
+    if decision.action == "strand":
+        answer = lifecycle.strand(facts, reason=decision.rule, by=by)
+        # What its producer left behind, however it ended.
+        left = Request("workspace.capture", {"workspace": facts.id}, "capture")
+        return "stranded", answer, left if answer == "done" else None
+    return "abandoned", lifecycle.abandon(facts, reason=decision.rule, by=by), None
+
+
+def _request(task: str, planned: Planned, by: str, **args: Any) -> Request:
+    about = {"workspace": planned.facts.id, "rule": planned.decision.rule, "detail": planned.decision.detail, "by": by}
+    return Request(task, {**about, **args}, task.partition(".")[2])
 
 
 def carry_out(fleet: Connected, plan: Plan, by: str) -> dict[str, Any]:
@@ -27,7 +63,9 @@ def carry_out(fleet: Connected, plan: Plan, by: str) -> dict[str, Any]:
     jobs: list[str] = []
     for planned in plan.items:
         try:
-            name, answer = _act(fleet, planned, by, jobs)
+            name, answer, request = effect(fleet.registry, planned, by)
+            if request is not None:
+                jobs.append(fleet.submit(request.task, request.args, workspace=planned.facts.id, lane=request.lane).job.id)
         except errors.Unavailable:
             raise
         except errors.MothballError as error:
@@ -39,28 +77,3 @@ def carry_out(fleet: Connected, plan: Plan, by: str) -> dict[str, Any]:
             skipped[answer] += 1
     counts = {name: dict(sorted(found.items())) for name, found in done.items()}
     return {**counts, "skipped": dict(sorted(skipped.items())), "jobs": jobs, "remaining": plan.remaining}
-
-
-def _act(fleet: Connected, planned: Planned, by: str, jobs: list[str]) -> tuple[str, str]:
-    facts, decision, lifecycle = planned.facts, planned.decision, fleet.registry.lifecycle
-    if decision.action == "stop":
-        args = {"generation": facts.generation, "last_active": facts.last_active, "force": False}
-        return "stopping", _submit(fleet, "workspace.stop", planned, args, by, jobs)
-    if decision.action == "evict":
-        if planned.policy.purge:
-            return "purging", _submit(fleet, "workspace.purge", planned, {}, by, jobs)
-        return "evicted", lifecycle.evict(facts, rule=decision.rule, detail=decision.detail, by=by, above=planned.limit)
-    if decision.action == "strand":
-        answer = lifecycle.strand(facts, reason=decision.rule, by=by)
-        if answer == "done":
-            jobs.append(fleet.submit("workspace.capture", {"workspace": facts.id}, workspace=facts.id, lane="capture").job.id)
-        return "stranded", answer
-    return "abandoned", lifecycle.abandon(facts, reason=decision.rule, by=by)
-
-
-def _submit(fleet: Connected, task: str, planned: Planned, args: dict[str, Any], by: str, jobs: list[str]) -> str:
-    """One job per workspace: in the lane of the sweeps it joins the one that they have submitted already."""
-    id, decision = planned.facts.id, planned.decision  # noqa: A001 - the record's own name for it
-    given = {"workspace": id, "rule": decision.rule, "detail": decision.detail, "by": by, **args}
-    jobs.append(fleet.submit(task, given, workspace=id, lane=task.partition(".")[2]).job.id)
-    return "done"

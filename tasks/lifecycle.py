@@ -17,8 +17,9 @@ import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from mothball.errors import HostOffline, InvalidParams, MothballError, Unavailable
-from mothball.reclaim import PURGE_TASK, RETRY_MS, Kind, Limit, Planned, Reclaimer, Seen
+from mothball.reclaim import RETRY_MS, Kind, Limit, Planned, Reclaimer, Seen
 from mothball.registry.policies import PolicyBook
+from mothball.sweeping import effect
 from tasks.hosts import Bells, ask_hosts
 from tasks.services import Services
 from tasks.sweep import sweep_task
@@ -26,9 +27,7 @@ from tasks.sweep import sweep_task
 log = structlog.stdlib.get_logger("mothball.sweep")
 
 BY: Final = "policy"
-STOP_TASK, CAPTURE_TASK, NOTICE_TASK = "workspace.stop", "workspace.capture", "workspace.notice"
-RECONCILE_TASK = "runtime.reconcile"
-STOP_LANE, PURGE_LANE, CAPTURE_LANE, RECONCILE_LANE = "stop", "purge", "capture", "reconcile"
+NOTICE_TASK, RECONCILE_TASK, RECONCILE_LANE = "workspace.notice", "runtime.reconcile", "reconcile"
 MOST_SECONDS: Final = 60.0
 """A sweep takes half its interval and never more than this; what is left waits for the next one."""
 _SOFT_SECONDS, _HARD_SECONDS = 150, 180
@@ -58,7 +57,7 @@ def stop_stale(here: Services) -> dict[str, Any]:
     """Have idle ones stopped by their hosts (N-30 to N-33), strand missed ones, abandon those nobody resumed (D-71, D-72)."""
     run = _Run(here, "stop", here.settings.stop_stale_seconds)
     run.all_due()
-    return run.result("stopped", "stranded", "abandoned")
+    return run.result("stopping", "stranded", "abandoned")
 
 
 @sweep_task(name="maintenance.reconcile", every=lambda settings: settings.reconcile_seconds, soft_time_limit=45, time_limit=60)
@@ -158,8 +157,9 @@ class _Run:
         for id, problem in self.seen.problems[:_SHOWN_PROBLEMS]:  # noqa: A001
             log.error("kept, because it cannot be judged", workspace=id, error=problem)
         out: dict[str, Any] = {name: dict(sorted(self.done.get(name, Counter()).items())) for name in names}
-        if "stopped" in out:
-            out["stopped"] = sum(out["stopped"].values())
+        if "stopping" in out:
+            # Each is a job of its host: it is stopped when that has ended.
+            out = {"stopped": sum(out.pop("stopping").values()), **out}
         return {
             **out, "noticed": self.noticed, "skipped": dict(sorted(self.seen.skipped.items())),
             "remaining": self.registry.lifecycle.due_count(self.kind, self.now),
@@ -194,69 +194,29 @@ class _Run:
 
     def _act(self, planned: Planned) -> int | None:
         """Do what was decided; when to look again, None when the effect's own script has said so."""
-        facts, decision = planned.facts, planned.decision
-        if decision.action == "stop":
-            return self._stop(planned)
-        if decision.action == "evict":
-            return self._purge(planned) if planned.policy.purge else self._evict(planned)
-        if decision.action == "strand":
-            answer = self.registry.lifecycle.strand(facts, reason=decision.rule, by=BY)
-            self._count(answer, "stranded", planned)
-            if answer == "done":
-                self._capture(planned)
-        else:
-            answer = self.registry.lifecycle.abandon(facts, reason=decision.rule, by=BY)
-            self._count(answer, "abandoned", planned)
-        return self._again(answer)
-
-    def _evict(self, planned: Planned) -> int | None:
-        decision = planned.decision
-        answer = self.registry.lifecycle.evict(
-            planned.facts, rule=decision.rule, detail=decision.detail, by=BY, above=planned.limit
-        )
-        self._count(answer, "evicted", planned)
-        return self._again(answer)
-
-    def _count(self, answer: str, name: str, planned: Planned) -> None:
-        if answer == "done":
-            self.done.setdefault(name, Counter())[planned.decision.rule] += 1
-        else:
-            self.seen.skip(planned.facts.id, answer)
-
-    def _again(self, answer: str) -> int | None:
-        if answer == "changed":  # by somebody who was quicker: the next sweep sees what it is now
-            return self.now + 1
-        return self.now + RETRY_MS if answer == "busy" else None
-
-    def _stop(self, planned: Planned) -> int:
-        facts, decision = planned.facts, planned.decision
-        self._host_is_there(facts.host)
-        args = {
-            "workspace": facts.id, "rule": decision.rule, "detail": decision.detail, "generation": facts.generation,
-            "last_active": facts.last_active, "force": False, "by": BY,
-        }  # fmt: skip
-        self._submit(STOP_TASK, args, STOP_LANE)
-        self._count("done", "stopped", planned)
-        return self.now + RETRY_MS
-
-    def _purge(self, planned: Planned) -> int:
-        facts, decision = planned.facts, planned.decision
+        facts, action = planned.facts, planned.decision.action
         if self.reclaimer.refused(planned, self.now):
             self.seen.skip(facts.id, "purge_refused")
             return self.now + RETRY_MS
-        self._host_is_there(facts.host)
-        args = {"workspace": facts.id, "rule": decision.rule, "detail": decision.detail, "by": BY}
-        self._submit(PURGE_TASK, args, PURGE_LANE)
-        self._count("done", "purging", planned)
-        self.seen.ending.append(facts)
-        return self.now + RETRY_MS
-
-    def _capture(self, planned: Planned) -> None:
-        """Of what was stranded: what its producer left behind, however it ended."""
-        try:
-            self._submit(CAPTURE_TASK, {"workspace": planned.facts.id}, CAPTURE_LANE)
-        except (HostOffline, Unavailable) as error:
-            log.warning("stranded without a capture", workspace=planned.facts.id, error=error.message)
+        if action == "stop" or (action == "evict" and planned.policy.purge):
+            self._host_is_there(facts.host)
+        name, answer, request = effect(self.registry, planned, BY)
+        if request is not None:
+            try:
+                self._submit(request.task, request.args, request.lane)
+            except (HostOffline, Unavailable) as error:
+                if name != "stranded":
+                    raise
+                log.warning("stranded without a capture", workspace=facts.id, error=error.message)
+        if name == "purging":
+            self.seen.ending.append(facts)
+        if answer == "done":
+            self.done.setdefault(name, Counter())[planned.decision.rule] += 1
+        else:
+            self.seen.skip(facts.id, answer)
+        if answer == "changed":  # by somebody who was quicker: the next sweep sees what it is now
+            return self.now + 1
+        return self.now + RETRY_MS if answer == "busy" or name in {"stopping", "purging"} else None
 
     def _announce(self, planned: Planned) -> None:
         facts, decision = planned.facts, planned.decision
