@@ -1,4 +1,4 @@
-"""`make bench-capture` runs on a given tree, leaves it alone and writes its figures."""
+"""The benchmarks run, leave what they are given alone, and write their figures."""
 
 from __future__ import annotations
 
@@ -58,3 +58,16 @@ def test_the_benchmark_of_restores_measures_every_contender_and_all_the_rest(tmp
     assert all(bar["value"] > 0 for bar in found["bars"])
     assert found["more"]["entries"] == 307
     assert 3 <= found["more"]["diff_changes"] <= 10  # one per cent of the files, and folders whose time moved
+
+
+def test_the_benchmark_of_the_registry_sweeps_what_is_due_and_writes_the_curve(tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.registry", "--records", "1200", "--small", "300", "--rounds", "1"]
+    done = subprocess.run([*command, "--work", str(work), "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(work.iterdir())
+    found = json.loads(out.read_text())
+    assert [row["records"] for row in found["curve"]] == [1000, 1200]
+    assert found["sizes"] == [300, 1200]
+    assert all(value > 0 for row in found["curve"] for value in row.values())
+    assert all(bar["value"] > 0 for bar in found["bars"])
