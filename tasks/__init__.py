@@ -9,6 +9,7 @@ MODULES = (
     "tasks.maintenance",
     "tasks.notice",
     "tasks.restore",
+    "tasks.runtime",
     "tasks.snapshot",
     "tasks.transfer",
     "tasks.verify",

@@ -34,6 +34,7 @@ from mothball.registry.runs import BACKOFF_MS, MAX_JITTER_PER_MILLE
 from mothball.registry.scripts import Scripts
 from mothball.registry.sessions import Sessions
 from mothball.registry.slots import Slots
+from mothball.registry.stats import LastStats
 from mothball.registry.workspaces import TouchResult, Workspace, Workspaces
 from mothball.settings import Settings
 
@@ -82,6 +83,7 @@ class Registry:
         self.events = Events(self._connection, scripts, settings)
         self.counters = Counters(self._connection, settings)
         self.slots = Slots(scripts)
+        self.stats = LastStats(self._connection, settings)
         self.rebuilds = Rebuilds(scripts, self.workspaces)
         self.budget = Budget(self._connection, scripts, settings)
         self.sessions = Sessions(self._connection, settings)

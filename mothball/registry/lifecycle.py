@@ -127,6 +127,15 @@ class Lifecycle(Walks):
         text = json.dumps(dict(evidence or {}), default=str)[:MAX_EVIDENCE] if evidence else ""
         return self._move(id, "stopped", rule, by, detail, seen, evidence=text, job=job, fence=fence)
 
+    def lost(self, facts: Facts, *, runtime: str, detail: str = "", evidence: Mapping[str, Any] | None = None) -> Outcome:
+        """An active workspace is `stopped` from now on, reason ``lost``: its `runtime` (JSON text) is surely dead (N-34).
+
+        ``changed`` while somebody is present, or when another runtime was registered meanwhile; ``busy`` while a job works on it.
+        """
+        text = json.dumps(dict(evidence or {}), default=str)[:MAX_EVIDENCE] if evidence else ""
+        seen = (*facts.seen, ("runtime", runtime))
+        return self._move(facts.id, "stopped", "lost", "policy", detail, seen, evidence=text, quiet="2")
+
     def strand(self, facts: Facts, *, reason: str, by: str = "policy", detail: str = "") -> Outcome:
         """An active workspace whose people are missing waits for their return (D-71). Who was missed is named in the event.
 

@@ -157,7 +157,8 @@ def handle_of_pid(pid: int) -> dict[str, object]:
     if found.flags & _KERNEL_THREAD:
         raise InvalidParams(f"process {pid} ({found.name}) is a thread of the kernel: no workspace can be that")
     return {
-        "driver": "process", "pid": pid, "start_time": found.started, "boot_id": boot_id(), "pid_ns": namespace("pid", pid),
+        "driver": "process", "pid": pid, "start_time": found.started, "boot_id": boot_id(),
+        "pid_ns": namespace("pid"),  # the one whose numbers the caller uses, also for a process in a namespace below it
     }  # fmt: skip
 
 

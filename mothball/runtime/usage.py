@@ -34,13 +34,16 @@ def stats_of(
     )
 
 
-def disk_bytes(path: str, *, seconds: float = DISK_SECONDS) -> tuple[int | None, bool]:
+def disk_bytes(path: str | int, *, seconds: float = DISK_SECONDS) -> tuple[int | None, bool]:
     """Bytes that the directory's files and folders take on their disk, and whether everything was seen within `seconds`.
 
     Blocks, not apparent sizes; a file with several names counts once; links are not followed and other file systems are not
-    entered. (None, False) when the directory itself is gone, is a link or cannot be opened.
+    entered. (None, False) when the directory itself is gone, is a link or cannot be opened. `path` may be a descriptor of it.
     """
     measure = _Measure(time.monotonic() + seconds)
+    if isinstance(path, int):
+        measure.root(path)
+        return measure.bytes, measure.complete
     try:
         fd = os.open(path, FOLDER_FLAGS)
     except OSError:
