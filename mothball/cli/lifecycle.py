@@ -92,14 +92,28 @@ def stop(
         return
     if json:
         emit_json({"job": handle.id, "result": result})
-    else:
+    elif result["stopped"]:
         _print_stopped(workspace, result)
+    if not result["stopped"]:
+        raise errors.Busy(what=f"workspace {workspace}", reason=f"it was not stopped: {result['detail']}")
+
+
+HOW = {
+    "was_dead": "nothing ran there",
+    "term": "its processes ended when they were asked to",
+    "kill": "its processes had to be killed",
+}
 
 
 def _print_stopped(workspace: str, result: dict[str, Any]) -> None:
-    done = "is stopped" if result.get("stopped", True) else "was not stopped"
-    line(escape(f"{workspace} {done}") + (f": {printable(str(result['detail']))}" if result.get("detail") else ""))
-    _scalars(result, {"stopped", "detail", "workspace"})
+    captured = result.get("captured")
+    parts = [
+        HOW.get(result.get("how", ""), ""),
+        "" if captured is None else f"generation {captured['generation']} has what it left",
+    ]
+    parts = [part for part in (*parts, str(result["detail"])) if part]
+    line(printable(f"{workspace} is stopped" + (f": {'; '.join(parts)}" if parts else "")))
+    line(escape(f"`mothball resume {workspace}` goes on with it"))
 
 
 def resume(
@@ -169,7 +183,7 @@ def purge(
 
 
 def _print_purged(workspace: str, result: dict[str, Any], *, dry_run: bool) -> None:
-    missing = [str(each) for each in result.get("missing", [])]
+    missing = [_gap(each) for each in result.get("missing", [])]
     if dry_run:
         line(escape(f"{workspace} " + ("is not all in its capture; a purge refuses" if missing else "can be purged")))
     else:
@@ -185,10 +199,9 @@ def _print_purged(workspace: str, result: dict[str, Any], *, dry_run: bool) -> N
         note("note: `--force --i-know` deletes it all the same; who did and what was missing is kept as an event")
 
 
-def _scalars(result: dict[str, Any], but: set[str]) -> None:
-    for name, value in result.items():
-        if name not in but and isinstance(value, (str, int, float, bool)) and value not in ("", None):
-            line(f"  {printable(name)}: {printable(str(value))}")
+def _gap(each: dict[str, Any]) -> str:
+    why = each.get("detail") or str(each.get("reason", "")).replace("_", " ")
+    return f"{each['path']}: {why}" if each.get("path") else why
 
 
 def _answer(record: Workspace, text: str, json: bool) -> None:
