@@ -331,6 +331,8 @@ class RedisServer:
             "appendonly": "yes",
             "appendfsync": self.appendfsync,
             "maxmemory-policy": "noeviction",  # evicting a queue or a record would lose jobs in silence
+            # One long path or policy must not triple the memory of its record. Servers of every supported version know this name.
+            "hash-max-ziplist-value": "1024",
             "tcp-keepalive": "60",
             "databases": "16",
             **self.options,

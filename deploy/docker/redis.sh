@@ -12,6 +12,7 @@ appendonly yes
 appendfsync everysec
 save ""
 maxmemory-policy noeviction
+hash-max-ziplist-value 1024
 tcp-keepalive 60
 END
 unset REDIS_PASSWORD

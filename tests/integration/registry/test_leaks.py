@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+from mothball.policy import Facts
 from mothball.registry import Adopt, keys
 from tests.integration.registry.support import HOST, LEASE, Bench
 
@@ -18,6 +19,36 @@ def allowed(name: str, *patterns: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def life(bench: Bench) -> None:
+    """States, holds, notices, policies, an eviction and an undelete."""
+    registry = bench.registry
+    lifecycle = registry.lifecycle
+
+    def facts(ident: str) -> Facts:
+        found = lifecycle.facts([ident])[0]
+        assert found is not None
+        return found
+
+    lifecycle.hold("o/r#1", "x")
+    lifecycle.unhold("o/r#1")
+    for ident in ("o/r#4", "o/r#5"):
+        registry.presence.goodbye(ident, "p")
+    assert lifecycle.noticed(facts("o/r#4"), "evict", registry.time_ms() + 1000)
+    assert lifecycle.extend(facts("o/r#4"), registry.time_ms() + 60_000)
+    assert lifecycle.evict(facts("o/r#4"), rule="ttl") == "done"
+    assert lifecycle.undelete("o/r#4").state == "stopped"
+    assert lifecycle.resume("o/r#4").outcome == "ok"
+    assert lifecycle.strand(facts("o/r#5"), reason="explicit") == "done"
+    assert lifecycle.resume("o/r#5").outcome == "ok"
+    lifecycle.transition("o/r#5", "submitted")
+    lifecycle.transition("o/r#5", "active")
+    registry.policies.set_fleet({"ttl": "5h"})
+    registry.policies.set_repo("o/r", {"ttl": "4h"})
+    registry.policies.set_workspace("o/r#5", {"ttl": "3h"})
+    while registry.policies.heal()["walking"]:
+        pass
+
+
 def live(bench: Bench) -> None:
     """Something of everything a fleet does, all of it brought to an end."""
     registry = bench.registry
@@ -27,7 +58,9 @@ def live(bench: Bench) -> None:
     for n in range(6):
         bench.workspace(f"o/r#{n}", expires_in_ms=60_000)
         registry.workspaces.touch(f"o/r#{n}")
+        registry.presence.heartbeat(f"o/r#{n}", "p", 60_000)
     registry.workspaces.pin("o/r#0", "x")
+    life(bench)
     done = bench.run("o/r#0", lane="capture")
     waiting = bench.submit("o/r#0", lane="capture")
     assert bench.claim(waiting.id).status == "waiting"
@@ -85,7 +118,7 @@ def test_a_fleet_without_workspaces_and_jobs_leaves_only_what_is_bounded(bench: 
     with bench.at(bench.registry.time_ms() + 1000 * (bench.settings.job_ttl_seconds + 60)) as later:
         later.jobs.ring()
     assert standing(bench) == [
-        "agents:o/r", "budget", "budget:retained", "counters", "events", "host:h1", "host:h2", "hosts", "hosts:offline",
+        "agents:o/r", "budget", "budget:retained", "counters", "events", "host:h1", "host:h2", "hosts", "hosts:offline", "policies",
     ]  # fmt: skip
 
 

@@ -61,3 +61,11 @@ def test_a_record_writes_nothing_that_is_empty(bench: Bench) -> None:
         "created_at", "fence", "generation", "host", "id", "last_active", "last_signal", "mode", "path", "registration", "state",
         "stored_bytes",
     ]  # fmt: skip
+
+
+def test_a_long_path_does_not_change_the_form_of_a_record_on_our_own_server(bench: Bench) -> None:
+    bench.workspace(
+        "plain", path="/" + "x" * 400, policy={"ttl": "7d", "idle_ttl": "2d", "retention": "last=10,within=7d,daily=14,weekly=8"}
+    )
+    assert bench.raw.object("encoding", bench.key("ws:plain")) in {"listpack", "ziplist"}
+    assert bench.raw.memory_usage(bench.key("ws:plain"), samples=0) < LIMIT
