@@ -129,29 +129,24 @@ def _leaves_room(spoken: Line | None, notice: Notice) -> bool:
 def _ahead(lines: list[Line], notices: list[Notice], now: int) -> tuple[dict[str, int | None], tuple[int, Line] | None]:
     """When each kind is first acted on or announced, and the first action with its time (`now` included), as things stand.
 
-    What has still to be announced may come later than planned, so nothing of the other kind waits behind it: a look that comes too
+    What has still to be announced may come later than planned, so nothing else is thought to wait behind it: a look that comes too
     early costs nothing, one that never comes would be missed.
     """
     due: dict[str, int | None] = {"evict": None, "stop": None}
     following: tuple[int, Line] | None = None
     planned = {notice.kind for notice in notices if not notice.given}
-    certain = {
-        kind: [line for line in lines if line.action == kind or line.action not in planned or line.since is None]
-        if planned
-        else lines
-        for kind in due
-    }
+    certain = [line for line in lines if line.since is None or line.action not in planned]
     moments = {now, *(line.starts for line in lines if line.starts), *(line.ends for line in lines if line.ends)}
     moments.update(notice.opens for notice in notices)
     for at in sorted(moment for moment in moments if moment >= now):
         spoken = _speaks(lines, at)
+        sure = _speaks(certain, at) if planned else spoken
         if following is None and spoken is not None and spoken.action != "keep":
             following = (at, spoken)
         for kind, known in due.items():
             if known is None:
-                speaks = _speaks(certain[kind], at) if planned else spoken
-                opened = any(notice.kind == kind and notice.opens <= at and _leaves_room(speaks, notice) for notice in notices)
-                if opened or (speaks is not None and KIND_OF.get(speaks.action) == kind):
+                opened = any(notice.kind == kind and notice.opens <= at and _leaves_room(sure, notice) for notice in notices)
+                if opened or (sure is not None and KIND_OF.get(sure.action) == kind):
                     due[kind] = at
         if following is not None and None not in due.values():
             break

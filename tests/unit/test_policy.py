@@ -40,6 +40,13 @@ BOUNDARIES: dict[str, tuple[Policy, dict[str, Any], int, str, str]] = {
     "N-32 persistent": (Policy(stop_after=HOUR), {"mode": "persistent"}, HOUR + 1, "stop", "stop_after"),
     "D-72": (Policy(stranded_for=4 * HOUR), {"state": "stranded", "state_since": BORN + HOUR}, 5 * HOUR + 1, "abandon", "auto_ttl"),
     "missed heartbeats": (NOTHING, {"present_until": BORN + MINUTE}, MINUTE + 1, "strand", "heartbeats"),
+    "missed beyond the limit": (
+        Policy(ttl=None, presence_limit=SECOND),
+        {"present_until": BORN + MINUTE},
+        MINUTE + 1,
+        "strand",
+        "heartbeats",
+    ),
     "B-76 lease": (Policy(ttl=SECOND), {"lease_until": BORN + 30 * SECOND, "lease_job": "j"}, 30 * SECOND + 1, "evict", "ttl"),
     "presence limit": (Policy(ttl=SECOND, presence_limit=HOUR), {"present_until": BORN + DAY}, HOUR + 1, "evict", "ttl"),
     "extended": (Policy(ttl=HOUR), {"extended_until": BORN + 3 * HOUR}, 3 * HOUR + 1, "evict", "ttl"),
@@ -98,6 +105,22 @@ def test_b76_q08_d70_what_is_protected_is_kept_from_every_rule_and_says_why(
     assert (kept.action, kept.rule) == ("keep", rule)
     assert says in kept.detail
     assert said(kept, rule)[0] == "keeps"
+
+
+def test_of_several_protections_the_first_in_order_is_named() -> None:
+    named = [(rule, fields) for rule, fields, _ in PROTECTIONS if "state" not in fields or rule == "submitted"]
+    assert [rule for rule, _ in named] == ["hold", "pin", "lease", "queued", "presence", "submitted", "unknown"]
+    order = [*named[:2], named[6], *named[2:6]]
+    for place in range(len(order)):
+        everything_from_here = {name: value for _, fields in order[place:] for name, value in fields.items()}
+        assert decide(facts(**everything_from_here), Policy(ttl=SECOND), BORN + DAY).rule == order[place][0]
+
+
+def test_a_stop_comes_before_the_cap_and_the_cap_before_the_budget() -> None:
+    pressed = facts(over_cap=True, over_budget=True)
+    assert decide(pressed, Policy(stop_after=HOUR), BORN + HOUR).rule == "cap"
+    assert decide(pressed, Policy(stop_after=HOUR), BORN + HOUR + 1)[:2] == ("stop", "stop_after")
+    assert decide(facts(over_budget=True), Policy(stop_after=HOUR), BORN + HOUR)[:2] == ("evict", "budget")
 
 
 def test_protection_without_an_end_leaves_nothing_due_and_one_with_an_end_leaves_it_due_then() -> None:
@@ -258,6 +281,14 @@ def test_a_notice_that_comes_late_still_warns_for_its_whole_time() -> None:
     told = facts(noticed={"evict": late + 10 * MINUTE})
     assert decide(told, WARNED, late + 10 * MINUTE - 1).action == "keep"
     assert decide(told, WARNED, late + 10 * MINUTE).action == "evict"
+
+
+def test_what_was_protected_past_its_limit_is_warned_in_full_once_nothing_protects_it() -> None:
+    until = BORN + 2 * HOUR
+    leased = decide(facts(lease_until=until, lease_job="j"), WARNED, BORN + 90 * MINUTE)
+    assert (leased.notice, leased.due["evict"]) == (None, until + 1)
+    assert (leased.next_action, leased.next_at) == ("evict", until + 1 + 10 * MINUTE)
+    assert decide(facts(), WARNED, until + 1).notice == ("evict", until + 1 + 10 * MINUTE)
 
 
 def test_a_sign_of_life_or_an_extension_after_a_notice_asks_for_a_new_one() -> None:
