@@ -187,6 +187,12 @@ class NoSpace(MothballError):
     retryable = True
 
 
+class Unheld(MothballError):
+    """workspace {id!r} was not purged: {reason}"""
+
+    code = "unheld"
+
+
 class Corrupt(MothballError):
     """{what} is damaged: {reason}"""
 
@@ -254,7 +260,7 @@ BY_CODE: dict[str, type[MothballError]] = {
     cls.code: cls
     for cls in (
         OperationFailed, InvalidParams, ConfigError, NotFound, Gone, AlreadyExists, InvalidTransition, PathNotAllowed,
-        SourceMissing, Busy, NotRunning, OverBudget, StaleExpired, Evicted, Oversize, NoSpace, Corrupt, Cancelled,
+        SourceMissing, Busy, NotRunning, OverBudget, StaleExpired, Evicted, Oversize, NoSpace, Unheld, Corrupt, Cancelled,
         TimedOut, LeaseLost, HostOffline, UnknownTask, Unavailable, RegistryUnavailable, RegistryDenied,
         Stranded, Abandoned, ResumeContended, AlreadyResumed,
     )

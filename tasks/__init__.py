@@ -8,9 +8,11 @@ MODULES = (
     "tasks.lifecycle",
     "tasks.maintenance",
     "tasks.notice",
+    "tasks.purge",
     "tasks.restore",
     "tasks.runtime",
     "tasks.snapshot",
+    "tasks.stop",
     "tasks.transfer",
     "tasks.verify",
 )

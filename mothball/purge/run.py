@@ -80,7 +80,7 @@ class Purge:
                 return None
             state, tree = aside.state(), aside.tree()
             try:
-                mine = state is not None and (state.workspace, state.registration) == (self._workspace, self._registration)
+                mine = state is not None and self._mine(state)
                 if tree is None:
                     if state is not None and mine and state.stage == "deleting" and not self._is_there():
                         return msgspec.convert(state.receipt, Receipt)
@@ -108,11 +108,30 @@ class Purge:
                 if tree is not None:
                     os.close(tree)
 
+    def left_over(self) -> str:
+        """What an earlier run left, in words; empty when it left nothing. Changes nothing."""
+        with open_aside(self.place, make=False) as aside:
+            if aside is None or not aside.has_tree():
+                return ""
+            state = aside.state()
+            begun = state is not None and state.stage == "deleting"
+            what = "has not deleted yet" if begun else "moved"
+            return f"an earlier purge was interrupted, and what it {what} lies in {aside.shown!r}"
+
+    def begun(self) -> bool:
+        """True when an earlier run has begun to delete: only finishing it is left to do. Changes nothing."""
+        with open_aside(self.place, make=False) as aside:
+            state = None if aside is None else aside.state()
+            return state is not None and self._mine(state) and state.stage == "deleting"
+
     def forget(self) -> None:
         """Remove what says how far a finished deletion came; the registry knows it by now."""
         with open_aside(self.place, make=False) as aside:
             if aside is not None:
                 aside.remove()
+
+    def _mine(self, state: State) -> bool:
+        return (state.workspace, state.registration) == (self._workspace, self._registration)
 
     def _is_there(self) -> bool:
         fd = self.place.open()

@@ -86,4 +86,9 @@ local function evict(id, rule, detail, by, ttl, receipt)
   count('evicted:' .. rule)
   event('workspace.evicted', 'workspace', id, 'reason', rule, 'detail', detail, 'by', by, 'host', was.host or '', 'repo', was.repo or '',
     'digest', whole_digest(was.digest), 'generation', was.generation or '0', 'stored_bytes', was.stored_bytes or '0')
+  if receipt ~= '' then
+    count('workspaces_purged')
+    event('workspace.purged', 'workspace', id, 'reason', rule, 'by', by, 'host', was.host or '', 'path', was.path or '',
+      'receipt', string.sub(receipt, 1, 4096))
+  end
 end
