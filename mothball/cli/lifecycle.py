@@ -183,25 +183,26 @@ def purge(
 
 
 def _print_purged(workspace: str, result: dict[str, Any], *, dry_run: bool) -> None:
-    missing = [_gap(each) for each in result.get("missing", [])]
-    if dry_run:
-        line(escape(f"{workspace} " + ("is not all in its capture; a purge refuses" if missing else "can be purged")))
+    missing = [str(each) for each in result["missing"]]
+    receipt = result["receipt"]
+    if dry_run and missing:
+        line(escape(f"{workspace} would not be purged"))
+    elif dry_run:
+        first = f"; {result['uncaptured']:,} changes are captured first" if result["uncaptured"] else ""
+        line(escape(f"{workspace} can be purged{first}"))
     else:
-        line(escape(f"{workspace} is purged; `mothball undelete {workspace}` brings its record back, `mothball restore` its files"))
+        forced = ", although something was missing" if missing else ""
+        line(escape(f"{workspace} is purged{forced}; `mothball undelete {workspace}` and `mothball restore` bring it back"))
     for text in missing[:SHOWN]:
         line(f"  missing: {printable(text)}")
-    if len(missing) > SHOWN:
-        line(f"  and {len(missing) - SHOWN:,} more; --json has them")
-    receipt = result.get("receipt")
-    if isinstance(receipt, dict) and receipt.get("digest"):
-        line(f"receipt: {receipt['digest']}, {receipt.get('files', 0):,} files, {human_bytes(receipt.get('bytes', 0))}, read back")
-    if missing and dry_run:
-        note("note: `--force --i-know` deletes it all the same; who did and what was missing is kept as an event")
-
-
-def _gap(each: dict[str, Any]) -> str:
-    why = each.get("detail") or str(each.get("reason", "")).replace("_", " ")
-    return f"{each['path']}: {why}" if each.get("path") else why
+    more = len(missing) + result.get("missing_more", 0) - SHOWN
+    if more > 0:
+        line(f"  and {more:,} more; --json has them")
+    if receipt and receipt["digest"]:
+        back = "read back" if receipt["verified_at"] else "not read back"
+        line(f"receipt: {receipt['digest']}, {receipt['files']:,} files, {human_bytes(receipt['bytes'])}, {back}")
+    if dry_run and missing:
+        note("note: `--force --i-know` overrules all but a hold and the state; an event keeps who did and what was missing")
 
 
 def _answer(record: Workspace, text: str, json: bool) -> None:
