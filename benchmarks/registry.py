@@ -94,6 +94,8 @@ class Fleet:
 
     def settle(self) -> None:
         """What the sweeps do in the first minutes after a registration: say when they look at each one again."""
+        while self.registry.policies.heal(100_000)["walking"]:
+            pass  # the daily walk through all records, which the first sweeps of a new registry do a piece at a time
         lifecycle, later = self.registry.lifecycle, self.registry.time_ms() + 20 * 3_600_000
         for kind in ("evict", "stop"):
             while due := lifecycle.due(kind, 5000):

@@ -54,9 +54,12 @@ local function heal_record(id)
   if state ~= 'active' then
     add_member(key('ws', 'state', state), id)
   end
-  -- No score is lawful too (a hold, a pin): looking once more costs little, never looking again would keep it for ever.
-  if what == '1' or not redis.call('ZSCORE', key('ws', 'due', 'evict'), id) or not redis.call('ZSCORE', key('ws', 'due', 'stop'), id) then
-    mark_due(id)
+  -- No score is lawful too (a hold, a pin, a policy that never stops): looking once more costs little, never looking again would
+  -- keep it for ever.
+  for _, kind in ipairs({'evict', 'stop'}) do
+    if what == '1' or not redis.call('ZSCORE', key('ws', 'due', kind), id) then
+      mark_kind(kind, id)
+    end
   end
 end
 

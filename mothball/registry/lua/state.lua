@@ -19,12 +19,15 @@ local EVICTABLE = {active = true, merged = true, stopped = true, abandoned = tru
 
 -- Something changed that may bring a sweep's work forward: both sweeps look at this workspace next time. A score is never the one that
 -- stood there: a sweep that decided before this change must not be able to put the workspace off.
+local function mark_kind(kind, id)
+  local due = key('ws', 'due', kind)
+  local score = tonumber(redis.call('ZSCORE', due, id) or '')
+  redis.call('ZADD', due, int(score and score <= NOW and score - 1 or NOW), id)
+end
+
 local function mark_due(id)
-  for _, kind in ipairs({'evict', 'stop'}) do
-    local due = key('ws', 'due', kind)
-    local score = tonumber(redis.call('ZSCORE', due, id) or '')
-    redis.call('ZADD', due, int(score and score <= NOW and score - 1 or NOW), id)
-  end
+  mark_kind('evict', id)
+  mark_kind('stop', id)
 end
 
 -- as_seen(record, n, last): is the record still as the caller saw it? From argument n on, to `last` or the end: fields and values in
