@@ -336,6 +336,13 @@ def test_of_two_notices_one_is_given_and_the_other_is_due_right_after() -> None:
     assert nearer.notice == ("stop", BORN + 41 * MINUTE)
 
 
+def test_nothing_waits_behind_what_still_has_to_be_announced_for_that_may_be_late() -> None:
+    policy = Policy(ttl=None, max_age=HOUR, stop_after=30 * MINUTE, notice_before=10 * MINUTE)
+    found = decide(facts(noticed={"stop": BORN + 3 * HOUR}), policy, BORN)
+    assert (found.next_action, found.next_at) == ("evict", BORN + HOUR + 1)
+    assert found.due == {"evict": BORN + 50 * MINUTE + 1, "stop": BORN + 3 * HOUR}
+
+
 # -- what is said -------------------------------------------------------------------------------------------------------
 
 
