@@ -20,6 +20,7 @@ from mothball.client import FINAL_STATES, CaptureJob, Fleet
 from mothball.errors import MothballError, OperationFailed
 from mothball.settings import Settings
 from workers import demo_tree
+from workers.demo_life import Life
 from workers.demo_return import WayBack
 from workers.local import LocalFleet, Signals
 
@@ -42,7 +43,7 @@ READ_BACK = 25
 LOG_LINES = 15
 TIMINGS = {
     "lease_seconds": 4, "ring_seconds": 1, "queued_ring_after_seconds": 4, "heartbeat_seconds": 2, "host_offline_seconds": 10,
-    "soft_shutdown_seconds": 2, "redis_timeout": 2.5,
+    "soft_shutdown_seconds": 2, "redis_timeout": 2.5, "sweep_seconds": 1, "stop_stale_seconds": 1,
 }  # fmt: skip
 
 
@@ -122,6 +123,7 @@ class Demo:
         back.diff(snapshot.digest, small.digest, edited, deleted)
         back.restore(snapshot)
         back.compare(snapshot, hashes)
+        Life(self, fleet, local).run()
         self._kill(fleet, local, small)
         self._verify(local.settings)
 

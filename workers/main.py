@@ -37,7 +37,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the demo's folder.", show_default=False)] = False,
     json: JsonFlag = False,
 ) -> None:
-    """The main job on a real tree, start to finish: capture, change, read back, kill the worker, verify."""
+    """The main job on a real tree, start to finish: capture, change, read back, stop, expire, kill the worker, verify."""
     from workers.demo import run_demo
 
     raise typer.Exit(run_demo(path, keep=keep, as_json=json))

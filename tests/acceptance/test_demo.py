@@ -15,7 +15,7 @@ from tests.support import eventually
 
 STEPS = [
     "copy", "start", "register", "first capture", "unchanged", "snapshot", "edit", "list", "read back", "diff", "restore",
-    "compare", "killed worker", "verify", "stop",
+    "compare", "in use", "auto-stop", "expiry", "undelete", "killed worker", "verify", "stop",
 ]  # fmt: skip
 
 
@@ -87,10 +87,11 @@ def test_an_interrupted_demo_cleans_up(mothball: Command, tree: Path, tmp_path: 
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_killed_demo_leaves_no_process(mothball: Command, tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["first capture", "is kept while heartbeats come"])
+def test_a_killed_demo_leaves_no_process(mothball: Command, tree: Path, tmp_path: Path, moment: str) -> None:
     log = tmp_path / "demo.log"
     process = mothball.start("demo", str(tree), log=log)
-    eventually(lambda: "first capture" in log.read_text(), seconds=60, what="the demo is under way")
+    eventually(lambda: moment in log.read_text(), seconds=60, what="the demo is under way")
     process.kill()
     process.wait(10)
     eventually(lambda: not mothball.processes(), seconds=15, what="every process has ended")

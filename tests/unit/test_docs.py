@@ -151,3 +151,15 @@ def test_every_link_between_the_pages_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_test_that_the_readme_names_exists() -> None:
+    table = (ROOT / "README.md").read_text().split("| guarantee | tested by |")[1].split("\n## ")[0]
+    files = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    for named in re.findall(r"`(test_\w+\.py|test_\w+|tests/[\w/.]+)`", table):
+        if named.startswith("tests/"):
+            assert (ROOT / named).exists(), named
+        elif named.endswith(".py"):
+            assert named in files, named
+        else:
+            assert any(f"def {named}(" in text for text in files.values()), named
