@@ -17,10 +17,10 @@ from mothball.errors import InvalidParams, LeaseLost
 from mothball.names import check_host
 from mothball.policy import Facts
 from mothball.registry import keys
+from mothball.registry.checks import MAX_TEXT
 from mothball.registry.connection import Connection
 from mothball.registry.facts import flat
 from mothball.registry.scripts import Scripts
-from mothball.registry.workspaces import MAX_TEXT
 from mothball.settings import Settings
 
 _BATCH = 200

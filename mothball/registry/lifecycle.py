@@ -15,11 +15,12 @@ import msgspec
 from mothball.errors import Busy, InvalidParams, InvalidTransition, MothballError, NotFound
 from mothball.policy import Facts
 from mothball.registry import encode, keys
+from mothball.registry.checks import MAX_TEXT
 from mothball.registry.connection import Connection
 from mothball.registry.facts import flat, read_facts
 from mothball.registry.scripts import Scripts, pairs
 from mothball.registry.walks import Walks
-from mothball.registry.workspaces import MAX_TEXT, Workspace, decode, held_by, missing
+from mothball.registry.workspaces import Workspace, decode, held_by, missing
 from mothball.settings import Settings
 
 Outcome = Literal["done", "changed", "busy", "gone"]

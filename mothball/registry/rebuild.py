@@ -10,9 +10,10 @@ import msgspec
 from mothball.errors import Gone, InvalidParams, NotFound
 from mothball.names import check_host
 from mothball.registry import encode, keys
+from mothball.registry.checks import LONE_SURROGATE, MAX_TEXT, check_path, check_whole
 from mothball.registry.kept import KEPT
 from mothball.registry.scripts import Scripts, pairs
-from mothball.registry.workspaces import LONE_SURROGATE, MAX_TEXT, MODES, Workspace, Workspaces, check_path, check_whole, decode
+from mothball.registry.workspaces import MODES, Workspace, Workspaces, decode
 
 NEVER_KNOWN = ("state", "last_active", "holds", "runtime", "stored_bytes")
 """What no store says: these begin anew."""

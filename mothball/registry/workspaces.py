@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import msgspec
 
 from mothball.errors import Abandoned, AlreadyExists, Busy, Gone, InvalidParams, NotFound, ResumeContended, Stranded
 from mothball.names import check_host
-from mothball.policy_fields import check as check_policy
 from mothball.registry import encode, keys
+from mothball.registry.checks import MAX_TEXT, check_path, check_whole, checked_policy, checked_runtime, document
 from mothball.registry.connection import Connection
 from mothball.registry.scripts import Scripts, pairs
-from mothball.retention import Policy
 from mothball.settings import Settings
 
 DERIVED = re.compile(r"([^#]+/[^#]+)#([0-9]{1,18})\Z")
-LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Stands for no byte of a file's name; JSON escapes bring it in, and no bytes could be written for it."""
 SIGNAL = "sig:"
 """Prefix of the fields that hold the last time of a sign of life."""
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _BATCH = 200
 MODES = ("ephemeral", "persistent")
-MAX_TEXT = 4096
-_MAX_WHOLE = 10**13  # ms: three centuries; Lua counts exactly far beyond
 
 
 class Workspace(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,12 +218,12 @@ class Workspaces:
             "number": "" if number is None else str(number),
             "mode": mode,
             "pinned": "1" if pinned else "",
-            "policy": _document(_checked_policy(policy), "policy"),
+            "policy": document(checked_policy(policy), "policy"),
             "stored_bytes": "0",
         }
         answer = self._scripts.run(
             "register", id, host, path, repo or "", agent_name or "", "" if expires_in_ms is None else expires_in_ms,
-            agent_id or "", _document(_checked_runtime(runtime), "runtime"), agent_id or "",
+            agent_id or "", document(checked_runtime(runtime), "runtime"), agent_id or "",
             *(text for name, value in fields.items() if value for text in (name, value)),
         )  # fmt: skip
         status, record = answer[0], decode(pairs(answer[1]))
@@ -362,29 +356,6 @@ class Workspaces:
         return next((each for each in newest if each != exclude), None)
 
 
-def _checked_policy(policy: dict[str, Any] | None) -> dict[str, Any]:
-    """The policy overrides of a workspace; what nobody could follow is refused now, not by a sweep at night."""
-    if policy is not None:
-        check_policy(policy, "workspace")
-        if "retention" in policy:
-            Policy.parse(policy["retention"])
-    return policy or {}
-
-
-def _checked_runtime(runtime: dict[str, Any] | None) -> dict[str, Any]:
-    """The handle of what runs there, as its driver will read it."""
-    if not runtime:
-        return {}
-    from mothball.runtime.handles import check  # a producer that names no runtime does not load its drivers
-
-    return check(runtime)
-
-
-def _document(value: dict[str, Any] | None, what: str) -> str:
-    """`value` as it stands in a record: nothing when it is empty."""
-    return encode.dumps(value, what, encode.MAX_DOCUMENT_BYTES) if value else ""
-
-
 def held_by(holds: str) -> str:
     """Who holds a workspace and why, for people; `holds` as they stand in the record."""
     said = [f"{hold.get('by') or 'somebody'} ({hold.get('reason') or 'no reason given'})" for hold in encode.loads(holds) or []]
@@ -394,19 +365,3 @@ def held_by(holds: str) -> str:
 def missing(code: str, id: str, reason: str) -> NotFound | Gone:  # noqa: A002
     """The error for a workspace that a script did not find."""
     return Gone(id=id, reason=reason) if code == "gone" else NotFound(what="workspace", id=id)
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raise `InvalidParams` unless `value` is None or a whole number from `least` to three centuries of ms."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MAX_WHOLE):
-        raise InvalidParams(f"{name} {value!r} must be a whole number, {least} or more")
-
-
-def check_path(path: object) -> None:
-    """Raise `InvalidParams` unless `path` can be a workspace's: absolute, without NUL and ``..``, at most 4096 characters."""
-    if not isinstance(path, str) or not PurePosixPath(path).is_absolute() or "\0" in path or len(path) > MAX_TEXT:
-        raise InvalidParams(f"path must be absolute, without NUL and at most {MAX_TEXT} characters")
-    if LONE_SURROGATE.search(path):
-        raise InvalidParams(f"path {path[:100]!a} holds a surrogate, which is no character")
-    if ".." in PurePosixPath(path).parts:
-        raise InvalidParams(f"path {path!r} must not have '..' as a component")
