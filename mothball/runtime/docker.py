@@ -31,6 +31,8 @@ API = "/v1.41"
 """Docker 20.10 and Podman 4 speak it, and everything newer."""
 _NANO = 10**9
 _SHORT_ID = 12
+_MOUNT_ROOT, _MOUNT_POINT = 3, 4
+_ENGINES_FILES = {"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
 _KILLED = 128 + 9
 _OK, _NO_CONTENT, _NOT_MODIFIED, _NOT_FOUND = 200, 204, 304, 404
 
@@ -129,13 +131,7 @@ class DockerDriver:
 
     def _refuse_own(self, found: dict[str, Any], ident: str) -> None:
         """Raise `InvalidParams` for the container that this worker runs in."""
-        try:
-            mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
-        except OSError:
-            mounts = ""
-        name = socket.gethostname()  # the engine names a container's host after its id, unless told otherwise
-        inside = len(ident) >= _SHORT_ID and (ident in mounts or (len(name) >= _SHORT_ID and ident.startswith(name)))
-        if inside or dig(_state(found), "Pid") in proc.own_line():
+        if _is_own_container(ident) or dig(_state(found), "Pid") in proc.own_line():
             raise InvalidParams(f"container {self._given} is the one that this worker runs in: no workspace can be that")
 
     def _inspect(self, ident: str | None = None) -> dict[str, Any] | None:
@@ -146,7 +142,7 @@ class DockerDriver:
             raise self._failed("inspect", status, answer)
         return answer
 
-    def _must(self, method: str, target: str, *, tick: Tick, seconds: float = CALL_SECONDS) -> None:
+    def _must(self, method: str, target: str, *, tick: Tick, seconds: float = 0) -> None:
         status, answer = self._call(method, target, tick=tick, seconds=seconds)
         if status not in {_OK, _NO_CONTENT, _NOT_MODIFIED}:
             raise self._failed(target.rpartition("/")[2].partition("?")[0], status, answer)
@@ -156,8 +152,9 @@ class DockerDriver:
         reason = str(said or f"status {status}")[:300]
         return OperationFailed(f"{self.name} {verb} {self._given} failed: {reason}", reason=reason)
 
-    def _call(self, method: str, target: str, *, tick: Tick | None = None, seconds: float = CALL_SECONDS) -> tuple[int, Any]:
+    def _call(self, method: str, target: str, *, tick: Tick | None = None, seconds: float = 0) -> tuple[int, Any]:
         """Status and JSON of one request. A thread of its own waits for it: a daemon may drip one byte a second for ever."""
+        seconds = seconds or CALL_SECONDS
         call = _Call(self._socket, method, API + target, seconds)
         thread = threading.Thread(target=call.make, name=f"{self.name}-api", daemon=True)
         thread.start()
@@ -193,20 +190,20 @@ class _Call:
     def make(self) -> None:
         try:
             self._connection.request(self._method, self._target, headers={"Host": "localhost", "Connection": "close"})
-            response = self._connection.getresponse()
-            body = response.read(MAX_ANSWER + 1)
+            with self._connection.getresponse() as response:
+                body = response.read(MAX_ANSWER + 1)
+                self.status = response.status
             if len(body) > MAX_ANSWER:
                 raise ValueError(f"it answers more than {MAX_ANSWER} bytes")
             self.answer = json.loads(body) if body.strip() else None
-            self.status = response.status
         except Exception as error:  # handed to the thread that waits
             self.error = error
 
     def close(self) -> None:
-        """Also wakes a thread that still waits for the answer."""
-        if (open_socket := self._connection.sock) is not None:
+        """Also wakes a thread that still waits for the answer, wherever it is in it."""
+        if (opened := self._connection.opened) is not None:
             with suppress(OSError):
-                open_socket.shutdown(socket.SHUT_RDWR)
+                opened.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
 
@@ -216,11 +213,28 @@ class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str, seconds: float) -> None:
         super().__init__("localhost", timeout=seconds)
         self._path = path
+        self.opened: socket.socket | None = None
+        """Its socket for as long as this object lives: the base class forgets it once the headers are read."""
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock = self.opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _is_own_container(ident: str) -> bool:
+    """True when this process runs in the container `ident`: the engine mounts files of the container's own over these three."""
+    if len(ident) < _SHORT_ID:
+        return False
+    name = socket.gethostname()  # the container's short id, unless it was told otherwise
+    if len(name) >= _SHORT_ID and ident.startswith(name):
+        return True
+    try:
+        lines = [line.split() for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()]
+    except OSError:
+        return False
+    # Only these: a host has every container's mounts in its list.
+    return any(len(line) > _MOUNT_POINT and line[_MOUNT_POINT] in _ENGINES_FILES and ident in line[_MOUNT_ROOT] for line in lines)
 
 
 def _state(found: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tarfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -149,14 +149,14 @@ class DockerApi:
     def __call__(self, method: str, target: str, body: Any = None) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("localhost", timeout=30)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.sock.settimeout(30)
-        connection.sock.connect(str(self.path))
         data = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else None
         kind = "application/x-tar" if isinstance(body, bytes) else "application/json"
         try:
+            connection.sock.settimeout(30)
+            connection.sock.connect(str(self.path))
             connection.request(method, f"/v1.41{target}", body=data, headers={"Content-Type": kind})
-            response = connection.getresponse()
-            text = response.read()
+            with connection.getresponse() as response:
+                text = response.read()
             return response.status, json.loads(text) if text.strip() else None
         finally:
             connection.close()
@@ -193,6 +193,3 @@ class DockerApi:
         for ident in self.made:
             with suppress(OSError):
                 self("DELETE", f"/containers/{ident}?force=true")
-
-
-Wait = Callable[[], None]
