@@ -82,7 +82,7 @@ class Active:
         # A connection of its own: the fleet may be closed, or busy with a long answer, while the work goes on.
         registry = self._connect()
         try:
-            self._note(registry.presence.beat(self.workspace, self.holder, self._timeout_ms))
+            self._note(registry.presence.beat(self.workspace, self.holder, self._timeout_ms, "lease"))
         except BaseException:
             registry.close()
             raise
@@ -124,7 +124,7 @@ class Active:
         pause, quiet = every, False
         while not self._done.wait(pause):
             try:
-                self._note(registry.presence.beat(self.workspace, self.holder, self._timeout_ms))
+                self._note(registry.presence.beat(self.workspace, self.holder, self._timeout_ms, "lease"))
             except (errors.NotFound, errors.Gone) as error:
                 self._error = error
                 logger.warning("workspace %s counts as in use no longer: %s", self.workspace, error.message)
@@ -144,7 +144,7 @@ class Active:
         last = time.monotonic() + GOODBYE_SECONDS
         while True:
             try:
-                registry.presence.goodbye(self.workspace, self.holder)
+                registry.presence.goodbye(self.workspace, self.holder, "lease")
             except (errors.NotFound, errors.Gone):
                 return
             except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,6 +13,8 @@ from mothball.registry.scripts import Scripts
 from mothball.registry.workspaces import missing
 from mothball.settings import Settings
 
+Signal = Literal["heartbeat", "lease"]
+"""The sign of life that a heartbeat is: a plain one, or one of an activity lease (`Fleet.active`)."""
 MAX_HOLDERS = 256
 """Most that may be present in one workspace at a time."""
 MAX_HOLDER_LENGTH = 200
@@ -45,25 +47,25 @@ class Presence:
         """
         return self.beat(id, holder, timeout_ms).until
 
-    def beat(self, id: str, holder: str, timeout_ms: int) -> Beat:  # noqa: A002
-        """`heartbeat`, and the state of the workspace."""
+    def beat(self, id: str, holder: str, timeout_ms: int, signal: Signal = "heartbeat") -> Beat:  # noqa: A002
+        """`heartbeat`, and the state of the workspace. `signal` ``lease`` names the sign of life of an activity lease."""
         if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int) or not LEAST_MS <= timeout_ms <= MOST_MS:
             raise InvalidParams(f"a heartbeat lasts from {LEAST_MS} ms to 7 days, not {timeout_ms!r} ms")
-        status, answer, *state = self._say(id, "heartbeat", holder, timeout_ms)
+        status, answer, *state = self._say(id, "heartbeat", holder, timeout_ms, signal)
         if status == "full":
             raise Busy(what=f"workspace {id}", reason=f"{MAX_HOLDERS} holders are present already")
         return Beat(int(answer), *state)
 
-    def goodbye(self, id: str, holder: str) -> bool:  # noqa: A002
+    def goodbye(self, id: str, holder: str, signal: Signal = "heartbeat") -> bool:  # noqa: A002
         """`holder` leaves in order: nobody will miss it. False when it was not there, or the workspace is not (any more)."""
-        status, answer, *_ = self._say(id, "goodbye", holder, 0)
+        status, answer, *_ = self._say(id, "goodbye", holder, 0, signal)
         return bool(status == "ok" and answer == 1)
 
-    def _say(self, id: str, verb: str, holder: str, timeout_ms: int) -> list[Any]:  # noqa: A002
+    def _say(self, id: str, verb: str, holder: str, timeout_ms: int, signal: Signal) -> list[Any]:  # noqa: A002
         if not isinstance(holder, str) or not 0 < len(holder) <= MAX_HOLDER_LENGTH or not holder.isprintable():
             raise InvalidParams(f"a holder is a name of 1-{MAX_HOLDER_LENGTH} printable characters")
         answer: list[Any] = self._scripts.run(
-            "presence", keys.workspace_id(id), verb, holder, timeout_ms, self._debounce, MAX_HOLDERS
+            "presence", keys.workspace_id(id), verb, holder, timeout_ms, self._debounce, MAX_HOLDERS, signal
         )
         if answer[0] in {"gone", "not_found"} and verb == "heartbeat":
             raise missing(answer[0], id, answer[1])

@@ -1,5 +1,4 @@
 -- include: budget
--- include: signs
 -- What the scripts of the job life share. Needs common.lua before it.
 --
 -- Keys of a job:
@@ -215,18 +214,10 @@ local function take_lease(id, ws, fence, host, lease_ms)
   redis.call('ZADD', key('jobs', 'running'), int(NOW + lease_ms), id)
 end
 
--- Jobs that end a workspace: that somebody asks for one is no sign of its life.
-local ENDING = {['workspace.stop'] = true, ['workspace.purge'] = true}
-
--- The end of a run. What a producer asked for was work on the workspace; what the fleet does by itself was not.
+-- The end of a run. It is no sign of life, whoever asked for the job (B-44): captures at regular times would else keep for ever what
+-- nobody uses.
 local function drop_lease(id, ws, fence)
   local lease = lease_key(id, ws)
-  if ws ~= '' and redis.call('HGET', key('ws', ws), 'fence') == fence then
-    local v = redis.call('HMGET', key('job', id), 'origin', 'task')
-    if v[1] ~= 'beat' and not ENDING[v[2] or ''] then
-      sign(ws, 'lease', 0)
-    end
-  end
   local holder = redis.call('HMGET', lease, 'job', 'fence')
   if holder[1] == id and holder[2] == fence then
     redis.call('DEL', lease)

@@ -4,6 +4,7 @@
 -- Somebody works in a workspace, or says that it no longer does. Missing is not idle: who vanishes without a goodbye stays on the list.
 --
 -- ARGV  1 id   2 'heartbeat' | 'goodbye'   3 holder   4 ms until it is missed   5 debounce ms of the sign of life   6 most holders
+--       7 its name
 -- Returns {'ok', end of its presence in ms; for a goodbye 1 when it was there, else 0, state, why it is in that state}
 --       | {'full', ''} | {'gone', reason} | {'not_found', ''}
 local id, verb, holder = arg(1), arg(2), arg(3)
@@ -18,7 +19,7 @@ local before = tonumber(redis.call('ZSCORE', list, holder) or '')
 if verb == 'goodbye' then
   redis.call('ZREM', list, holder)
   if before then
-    sign(id, 'heartbeat', tonumber(arg(5)))
+    sign(id, arg(7), tonumber(arg(5)))
     mark_due(id)
   end
   return {'ok', before and 1 or 0, state, reason}
@@ -39,7 +40,7 @@ if not before then
   end
 end
 redis.call('ZADD', list, int(till), holder)
-sign(id, 'heartbeat', tonumber(arg(5)))
+sign(id, arg(7), tonumber(arg(5)))
 if not before or till < before then
   mark_due(id)
 end

@@ -58,7 +58,7 @@ def test_while_the_block_runs_presence_keeps_the_workspace_and_afterwards_nobody
     told = decision(fleet)
     assert (told.action, told.next_action) == ("keep", "evict")
     record = fleet.get(WORKSPACE)
-    assert "heartbeat" in record.signals
+    assert (record.last_signal, set(record.signals)) == ("lease", {"lease"})
 
 
 def test_heartbeats_go_on_for_as_long_as_the_block_runs(fleet: Fleet) -> None:

@@ -51,8 +51,8 @@ def test_a_job_from_submit_to_success(bench: Bench) -> None:
     ws = bench.registry.workspaces.get("o/r#1")
     assert (ws.generation, ws.digest, ws.bytes, ws.files, ws.stored_bytes) == (1, "sha256:a", 100, 2, 60)
     assert ws.last_good_at == done.finished_at
-    # Somebody asked for it: that is a sign of life, and it has a name of its own for policies that do not count it.
-    assert (ws.last_active, ws.last_signal, ws.signals) == (done.finished_at, "lease", {"lease": done.finished_at})
+    # B-44: a capture at regular times must not keep for ever what nobody uses.
+    assert (ws.last_active, ws.last_signal, ws.signals) == (ws.created_at, "register", {})
     assert not bench.raw.exists(lease)
     assert bench.kinds()[-4:] == ["job.submitted", "job.started", "workspace.captured", "job.succeeded"]
 
