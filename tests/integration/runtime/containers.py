@@ -196,6 +196,10 @@ class DockerApi:
                 self("POST", f"/containers/{ident}/kill")
             with suppress(OSError):
                 self("DELETE", f"/containers/{ident}?force=true")
+            # Podman with its own cgroups leaves empty ones behind.
+            for group in Path("/sys/fs/cgroup").glob(f"**/libpod-{ident}*"):
+                with suppress(OSError):
+                    group.rmdir()
         for command in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError, ValueError):
                 words = command.read_bytes().split(b"\0")
