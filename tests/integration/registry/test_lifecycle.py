@@ -475,3 +475,13 @@ def test_d13_a_late_caller_is_told_gone_and_makes_no_ghost(bench: Bench) -> None
             call()
     assert bench.registry.presence.goodbye("o/r#1", "p") is False
     assert leftovers(bench) == []
+
+
+@pytest.mark.parametrize("verb", ["pin", "unpin"])
+def test_who_pins_or_unpins_says_what_a_record_made_again_does_not_know(bench: Bench, verb: str) -> None:
+    ident = bench.workspace("o/r#1").id
+    for unknown, left in (('["holds","pin_reason","pinned"]', ["holds"]), ('["pinned"]', [])):
+        bench.raw.hset(bench.key(f"ws:{ident}"), mapping={"unknown": unknown, "pinned": ""})
+        getattr(bench.registry.workspaces, verb)(ident, "reason")
+        record = bench.registry.workspaces.get(ident)
+        assert (record.unknown, record.pinned) == (left, verb == "pin")
