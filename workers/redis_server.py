@@ -41,8 +41,7 @@ START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 _PATH_NAMES = ("redis-server", "valkey-server")
 _VERSION = re.compile(r"\bv=(\d+)\.(\d+)")
-_PORT_TRIES = 64
-_LOWEST_PORT = 10_240
+_PORT_TRIES, _LOWEST_PORT = 64, 10_240
 
 
 def find_server(binary: str = "") -> Path:
@@ -331,8 +330,7 @@ class RedisServer:
             "appendonly": "yes",
             "appendfsync": self.appendfsync,
             "maxmemory-policy": "noeviction",  # evicting a queue or a record would lose jobs in silence
-            # One long path or policy must not triple the memory of its record. Servers of every supported version know this name.
-            "hash-max-ziplist-value": "1024",
+            "hash-max-ziplist-value": "1024",  # one long path or policy must not triple the memory of its record
             "tcp-keepalive": "60",
             "databases": "16",
             **self.options,

@@ -109,6 +109,12 @@ local function come_back(id, reason)
     return job
   end
   local record = key('ws', id)
+  local v = redis.call('HMGET', record, 'state', 'runtime')
+  -- A stopped process never runs again under its number: kept, its handle would have the workspace stopped again as lost. A unit or
+  -- a container may be started again under its name.
+  if v[1] == 'stopped' and string.find(v[2] or '', '"driver":"process"', 1, true) then
+    redis.call('HDEL', record, 'runtime')
+  end
   move(id, 'active', reason)
   local active = int(math.max(NOW, tonumber(redis.call('HGET', record, 'last_active') or '0')))
   redis.call('HSET', record, 'last_active', active, 'last_signal', 'resume', 'sig:resume', active)

@@ -210,3 +210,25 @@ def test_d76_each_refusal_has_a_code_of_its_own() -> None:
     }.items():  # fmt: skip
         made = errors.from_code(code, "text", id="x")
         assert (type(made), made.code, made.to_dict()["code"]) == (kind, code, code)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "kept"),
+    [({"driver": "process", "pid": 4242, "start_time": 1}, False), ({"driver": "systemd", "unit": "shop.service"}, True)],
+)
+def test_n35_what_was_stopped_comes_back_without_the_process_that_ended_and_with_its_unit(
+    bench: Bench, runtime: dict[str, object], kept: bool
+) -> None:
+    bench.workspace("o/r#1", runtime=runtime)
+    stop(bench)
+    assert bench.registry.workspaces.get("o/r#1").runtime == runtime
+    assert bench.registry.lifecycle.resume("o/r#1").outcome == "ok"
+    assert bench.registry.workspaces.get("o/r#1").runtime == (runtime if kept else {})
+
+
+def test_d71_what_is_stranded_comes_back_with_the_process_that_may_still_run(bench: Bench) -> None:
+    runtime = {"driver": "process", "pid": 4242, "start_time": 1}
+    bench.workspace("o/r#1", runtime=runtime)
+    assert strand(bench) == "done"
+    assert bench.registry.lifecycle.resume("o/r#1").outcome == "ok"
+    assert bench.registry.workspaces.get("o/r#1").runtime == runtime
