@@ -49,16 +49,18 @@ def admit(
     if need > limit:
         raise _over(workspace, need, limit, registry.budget.state(limit), "that is more than the whole budget")
     victims: list[Facts] = []
-    evictable = 0
+    evictable, short = 0, False
     for _ in range(_TRIES):
         result = registry.budget.reserve(job, fence, bytes=need, limit=limit, victims=victims, detail=f"room for {workspace}")
         if result.ok:
             return Admitted(need, result.evicted)
-        missing = result.before.committed + need - limit
-        victims, evictable = _plan(registry, missing, workspace, look)
-        if evictable < missing:
+        if short and not result.changed:
             why = f"only {evictable:,} are of workspaces that may be evicted now; the others are pinned, held, in use or yours"
             raise _over(workspace, need, limit, result.before, why)
+        missing = result.before.committed + need - limit
+        victims, evictable = _plan(registry, missing, workspace, look)
+        # Others may have made room between the two looks: the script, which sees one moment, has the last word on what is missing.
+        short = evictable < missing
     why = "others took what became free, or those who were to go came back into use; try again"
     raise _over(workspace, need, limit, registry.budget.state(limit), why)
 
@@ -83,8 +85,8 @@ def _candidates(registry: Registry, requester: str, look: Callable[[], None]) ->
         look()
         after = page[-1]
         now = registry.time_ms()
-        for facts in registry.lifecycle.facts([each for each, _ in page if each not in seen]):
-            if facts is not None and facts.stored_bytes > 0 and _may_go(facts, book, now):
+        for facts in registry.lifecycle.readable([each for each, _ in page if each not in seen]):
+            if isinstance(facts, Facts) and facts.stored_bytes > 0 and _may_go(facts, book, now):
                 yield facts
         seen.update(each for each, _ in page)
 

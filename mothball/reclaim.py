@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import msgspec
 
 from mothball import policy
-from mothball.errors import InvalidParams, Unavailable
+from mothball.errors import InvalidParams
 from mothball.policy import Decision, Facts, Policy
 from mothball.registry import Registry
 from mothball.registry.policies import PolicyBook
@@ -120,7 +120,7 @@ class Reclaimer:
     def judge(self, kind: Kind, due: Sequence[Place], book: PolicyBook, now: int, *, ahead: bool = False) -> Page:
         """The due ones of `kind` as `now` finds them; `ahead`: as they will be when nobody does anything until then."""
         page = Page(len(due), [], [], [], [])
-        for (id, score), facts in zip(due, self._facts([id for id, _ in due]), strict=True):  # noqa: A001
+        for (id, score), facts in zip(due, self.registry.lifecycle.readable([id for id, _ in due]), strict=True):  # noqa: A001
             if facts is None:  # gone meanwhile, or an index entry without a record: the entry goes
                 page.later.append((id, score, None))
                 continue
@@ -135,24 +135,6 @@ class Reclaimer:
             page.skipped.append((id, reason, str(problem)))
             page.later.append((id, score, now + RETRY_MS))
         return page
-
-    def _facts(self, ids: list[str]) -> list[Facts | str | None]:
-        """What is known of each; a text that says why when it cannot be read. One unreadable record costs only itself."""
-        lifecycle = self.registry.lifecycle
-        try:
-            return list(lifecycle.facts(ids))
-        except Unavailable:
-            raise
-        except Exception:  # one of them is damaged: which one?
-            return [self._one(each) for each in ids]
-
-    def _one(self, id: str) -> Facts | str | None:  # noqa: A002
-        try:
-            return self.registry.lifecycle.facts([id])[0]
-        except Unavailable:
-            raise
-        except Exception as error:  # whatever is wrong with it, the others are judged
-            return f"its record cannot be read ({type(error).__name__}: {error})"[:500]
 
     def _decide(self, facts: Facts, book: PolicyBook, now: int, score: int | None = None) -> Planned:
         rules = book.of(facts)
@@ -199,10 +181,10 @@ class Reclaimer:
         while left() > 0 and (found := self._page(limit, after)):
             after = found[-1]
             ids = [each for each, _ in found if each not in seen.ids]
-            for id, facts in zip(ids, self._facts(ids), strict=True):  # noqa: A001 - the record's own name for it
+            for id, facts in zip(ids, self.registry.lifecycle.readable(ids), strict=True):  # noqa: A001 - the record's own name for it
                 if isinstance(facts, str):
                     seen.skip(id, "unreadable", facts)
-                if not isinstance(facts, Facts):
+                if not isinstance(facts, Facts) or limit.size(facts) <= 0:  # who takes no room makes none
                     continue
                 try:
                     planned = self._decide(msgspec.structs.replace(facts, **over), book, now)._replace(limit=limit)

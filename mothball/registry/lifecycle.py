@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mothball.errors import Busy, InvalidParams, InvalidTransition, MothballError, NotFound
+from mothball.errors import Busy, InvalidParams, InvalidTransition, MothballError, NotFound, Unavailable
 from mothball.policy import Facts
 from mothball.registry import encode, keys
 from mothball.registry.checks import MAX_TEXT
@@ -58,6 +58,17 @@ class Lifecycle(Walks):
     def facts(self, ids: Sequence[str], *, job: str = "") -> list[Facts | None]:
         """The facts of each of `ids`, None for one that is not registered. The lease of `job`, the asker's own, counts as none."""
         return read_facts(self._connection, self._key, ids, job)
+
+    def readable(self, ids: Sequence[str]) -> list[Facts | str | None]:
+        """As `facts`; a text that says why for one that cannot be read. A damaged record costs only itself. Raises `Unavailable`."""
+        try:
+            return list(self.facts(ids))
+        except Unavailable:
+            raise
+        except Exception as error:  # one of them is damaged: which one?
+            if len(ids) == 1:
+                return [f"its record cannot be read ({type(error).__name__}: {error})"[:500]]
+            return [self.readable([each])[0] for each in ids]
 
     def rescore(self, kind: str, items: Sequence[tuple[str, int, int | None]], *, version: int | None = None) -> int:
         """When the sweeps look again: (id, score as read, ms of the next look; None: not by time alone).

@@ -545,3 +545,19 @@ def test_q16_a_collection_by_hand_measures_too(
     here.run("workspace.capture", full=True)
     assert mothball("collect").code == 0
     assert here.registry.budget.state().loaded < 10 * KIB
+
+
+def test_q13_room_that_others_made_between_two_looks_is_no_reason_to_refuse(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing and who may go are read one after the other; a plan is refused by what is true at one moment."""
+    three(bench)
+    ask = asker(bench)
+    real = admission._plan
+
+    def another_was_quicker(*args: Any) -> Any:
+        if bench.registry.workspaces.count() == 4:
+            bench.registry.workspaces.release("o/r#3")
+        return real(*args)
+
+    monkeypatch.setattr(admission, "_plan", another_was_quicker)
+    # 60 are taken: 35 are missing of 40. Then 30 go by themselves, and those of 1 and 2 cover the rest.
+    assert ask(55, 60).evicted == ["o/r#2", "o/r#1"]
