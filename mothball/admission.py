@@ -13,6 +13,7 @@ import msgspec
 from mothball import policy
 from mothball.errors import InvalidParams, OverBudget
 from mothball.policy import Facts
+from mothball.reclaim import stops_first
 from mothball.registry import BudgetState, Registry
 from mothball.registry.policies import PolicyBook
 
@@ -95,6 +96,8 @@ def _may_go(facts: Facts, book: PolicyBook, now: int) -> bool:
     try:
         own = book.of(facts)
     except InvalidParams:  # by a policy that nobody can read nothing is reclaimed; the sweeps tell of it
+        return False
+    if stops_first(facts):  # a capture that waits for room cannot wait until others are stopped; the sweeps can
         return False
     return policy.decide(msgspec.structs.replace(facts, over_budget=True), own, now).action == "evict"
 

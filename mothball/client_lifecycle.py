@@ -102,10 +102,12 @@ class LifecycleCalls(Connected):
     def evict(self, workspace: str, *, force: bool = False, by: str = "", reason: str = "") -> None:
         """Drop the record now and leave a tombstone; directory and captures stay, and `undelete_workspace` brings it back.
 
-        Refused with `Busy` while it is held, pinned, submitted or in use; `force` overrides presence and queued jobs only.
+        Refused with `Busy` while it is held, pinned, submitted, in use, or active with a runtime (`stop` it first); `force` never
+        overrules a hold, a job's lease or the state.
         Raises `NotFound`, `Gone`.
         """
         from mothball import policy
+        from mothball.reclaim import stops_first
 
         lifecycle = self.registry.lifecycle
         book = self.registry.policies.book()
@@ -117,6 +119,9 @@ class LifecycleCalls(Connected):
             decision = policy.decide(facts, book.of(facts), self.registry.time_ms())
             if decision.action == "keep" and (veto := _veto(decision.rule, force=force)):
                 raise errors.Busy(what=f"workspace {workspace}", reason=f"{decision.detail}; {veto}")
+            if not force and stops_first(facts):
+                reason = "its processes may run, and nobody would know of them; `mothball stop` it first, or --force"
+                raise errors.Busy(what=f"workspace {workspace}", reason=reason)
             answer = lifecycle.evict(facts, rule="asked", detail=reason or "somebody asked", by=by, force=True)
             if answer == "done":
                 return

@@ -40,6 +40,11 @@ _FIRING: Final[dict[Kind, frozenset[str]]] = {
 """The rules whose time had come for a workspace that another rule keeps: that one is counted as the reason."""
 
 
+def stops_first(facts: Facts) -> bool:
+    """True when its processes may run: they are stopped, with a last capture, before its record goes and nobody knows of them."""
+    return facts.state == "active" and facts.driver != "none"
+
+
 class Limit(NamedTuple):
     """A limit on all workspaces together: most of them (of `repo`; None: of the fleet), or most bytes of their captures."""
 
@@ -68,6 +73,7 @@ class Planned(NamedTuple):
         return {
             "workspace": facts.id, "repo": facts.repo, "host": facts.host, "state": facts.state, "action": decision.action,
             "rule": decision.rule, "detail": decision.detail, "purge": self.policy.purge and decision.action == "evict",
+            "stop_first": decision.action == "evict" and not self.policy.purge and stops_first(facts),
         }  # fmt: skip
 
 
@@ -193,8 +199,10 @@ class Reclaimer:
                     continue
                 if planned.decision.action != "evict":
                     seen.skip(id, planned.decision.rule)
-                    if planned.policy.purge and planned.decision.rule in {"lease", "queued"}:
+                    if (planned.policy.purge or stops_first(facts)) and planned.decision.rule in {"lease", "queued"}:
                         seen.ending.append(facts)
+                        if left() <= 0:
+                            return
                 elif self.refused(planned, now):
                     seen.skip(id, "purge_refused")
                 else:
@@ -278,7 +286,7 @@ class Seen:
     def __init__(self) -> None:
         self.ids: set[str] = set()
         self.ending: list[Facts] = []
-        """Those whose purge is under way or may be: as good as gone for a limit, which must not take others in their place."""
+        """Those whose end is under way or may be: as good as gone for a limit, which must not take others in their place."""
         self.skipped: Counter[str] = Counter()
         self.problems: list[tuple[str, str]] = []
         self._counted: set[str] = set()

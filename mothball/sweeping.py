@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mothball import errors
-from mothball.reclaim import PURGE_TASK
+from mothball.reclaim import PURGE_TASK, stops_first
 
 if TYPE_CHECKING:
     from mothball.client_base import Connected
@@ -27,18 +27,20 @@ class Request(NamedTuple):
     lane: str
 
 
-def effect(registry: Registry, planned: Planned, by: str) -> tuple[str, str, Request | None]:
+def effect(registry: Registry, planned: Planned, by: str, *, host_gone: bool = False) -> tuple[str, str, Request | None]:
     """Do what was planned: the name of the effect, its outcome (``done`` or why not), and the job that is to be submitted for it.
 
-    Evicting, stranding and abandoning are done when this returns; stopping and purging are that job. Raises what the registry does.
+    Evicting, stranding and abandoning are done when this returns; stopping and purging are that job. One in which processes may run
+    is stopped first, and evicted by the next sweep; unless its host is gone for good (`host_gone`). Raises what the registry does.
     """
     facts, decision, lifecycle = planned.facts, planned.decision, registry.lifecycle
-    if decision.action == "stop":
+    purge = decision.action == "evict" and planned.policy.purge
+    if decision.action == "stop" or (decision.action == "evict" and not purge and stops_first(facts) and not host_gone):
         seen = {"generation": facts.generation, "last_active": facts.last_active, "force": False}
         return "stopping", "done", _request("workspace.stop", planned, by, **seen)
+    if purge:
+        return "purging", "done", _request(PURGE_TASK, planned, by)
     if decision.action == "evict":
-        if planned.policy.purge:
-            return "purging", "done", _request(PURGE_TASK, planned, by)
         return "evicted", lifecycle.evict(facts, rule=decision.rule, detail=decision.detail, by=by, above=planned.limit), None
     if decision.action == "strand":
         answer = lifecycle.strand(facts, reason=decision.rule, by=by)

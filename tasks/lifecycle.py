@@ -17,7 +17,8 @@ import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from mothball.errors import HostOffline, InvalidParams, MothballError, Unavailable
-from mothball.reclaim import RETRY_MS, Kind, Limit, Planned, Reclaimer, Seen
+from mothball.reclaim import RETRY_MS, Kind, Limit, Planned, Reclaimer, Seen, stops_first
+from mothball.registry.facts import HOST_GONE_MS
 from mothball.registry.policies import PolicyBook
 from mothball.sweeping import effect
 from tasks.hosts import Bells, ask_hosts
@@ -34,6 +35,7 @@ _SOFT_SECONDS, _HARD_SECONDS = 150, 180
 _GIVE_UP_AFTER = 2
 """Calls in a row that may find no Redis: each waits seconds, and the next sweep comes anyway."""
 _SHOWN_PROBLEMS = 20
+NEVER_HEARD: Final = 1 << 62
 
 
 @sweep_task(
@@ -44,7 +46,7 @@ def sweep_expired(here: Services) -> dict[str, Any]:
     run = _Run(here, "evict", here.settings.sweep_seconds)
     run.all_due()
     run.all_above_limits()
-    return run.result("evicted", "purging")
+    return run.result("evicted", "stopping", "purging")
 
 
 @sweep_task(
@@ -87,7 +89,7 @@ class _Run:
         self._end = time.monotonic() + min(every / 2, MOST_SECONDS)
         # The time of Redis, once: what becomes due while this runs is the next one's, so this one ends.
         self.now = self.registry.time_ms()
-        self._offline: set[str] | None = None
+        self._hosts: dict[str, int] | None = None
         self._heal(every)
 
     def _heal(self, every: int) -> None:
@@ -198,9 +200,10 @@ class _Run:
         if self.reclaimer.refused(planned, self.now):
             self.seen.skip(facts.id, "purge_refused")
             return self.now + RETRY_MS
-        if action == "stop" or (action == "evict" and planned.policy.purge):
+        gone = self._silence(facts.host) > HOST_GONE_MS
+        if action == "stop" or (action == "evict" and (planned.policy.purge or (stops_first(facts) and not gone))):
             self._host_is_there(facts.host)
-        name, answer, request = effect(self.registry, planned, BY)
+        name, answer, request = effect(self.registry, planned, BY, host_gone=gone)
         if request is not None:
             try:
                 self._submit(request.task, request.args, request.lane)
@@ -208,7 +211,7 @@ class _Run:
                 if name != "stranded":
                     raise
                 log.warning("stranded without a capture", workspace=facts.id, error=error.message)
-        if name == "purging":
+        if name == "purging" or (name == "stopping" and action == "evict"):
             self.seen.ending.append(facts)
         if answer == "done":
             self.done.setdefault(name, Counter())[planned.decision.rule] += 1
@@ -241,10 +244,15 @@ class _Run:
 
     def _host_is_there(self, host: str) -> None:
         """Raise `HostOffline` unless a worker on `host` was heard lately: a job that waits for a dead host helps nobody."""
-        if self._offline is None:
-            self._offline = {each.host for each in self.registry.hosts.list() if not each.online}
-        if host in self._offline:
+        if 0 < self._silence(host) < NEVER_HEARD:
             raise HostOffline(f"host {host!r} is offline; what is to be done there waits until it is back", host=host)
+
+    def _silence(self, host: str) -> int:
+        """For how long an offline host was silent, ms; 0 when it is online, `NEVER_HEARD` when nobody knows it (any more)."""
+        if self._hosts is None:
+            hosts = self.registry.hosts.list()
+            self._hosts = {each.host: 0 if each.online else max(1, self.now - each.last_seen) for each in hosts}
+        return self._hosts.get(host, NEVER_HEARD)
 
     def _put_off(self, version: int) -> None:
         later, self._later = self._later, []

@@ -27,7 +27,6 @@ log = structlog.stdlib.get_logger("mothball.purge")
 _SOFT_MARGIN_SECONDS = 60
 _TRIES = 5
 """How often the record is read again for its burial, when others change it just then."""
-_LIMITS = {"cap": "over_cap", "budget": "over_budget"}
 
 
 class PurgeArgs(EndArgs):
@@ -76,8 +75,7 @@ class _Run:
         if EVICTED not in TRANSITIONS.get(facts.state, frozenset()):
             raise InvalidTransition(id=self.args.workspace, state=facts.state, wanted="purged")
         if not self.args.asked:
-            limit = _LIMITS.get(self.args.rule)
-            return self.ending.decided_otherwise("evict", **({limit: True} if limit else {}))
+            return self.ending.decided_otherwise("evict")
         if veto := self._veto():
             self.ending.refuse(veto)
         return ""

@@ -89,7 +89,8 @@ def _kept(ending: Ending, args: StopArgs, *, again: bool = False) -> str:
     expected = [(name, str(value)) for name, value in given if value is not None]
     if not again and expected and patiently(lambda: ending.ctx.registry.lifecycle.begin_stop(args.workspace, expected)) != "done":
         return "it was used since that was decided"
-    return ending.decided_otherwise("stop")
+    # What has expired is stopped too, before its record goes.
+    return ending.decided_otherwise("stop", "evict")
 
 
 def _capture(ending: Ending) -> tuple[CaptureResult | None, str]:
@@ -107,12 +108,15 @@ def _capture(ending: Ending) -> tuple[CaptureResult | None, str]:
 def _sign_of_life(ending: Ending) -> str:
     """What shows that it is in use although nobody said so: its processes compute, or its files change. That is then recorded."""
     policy = ending.policy
+    limit = {"stop_after": policy.stop_after, "idle_ttl": policy.idle_ttl}.get(ending.args.rule)
+    if limit is None:
+        return ""  # age, a deadline and limits on all together do not ask whether it is in use
     if "cpu" in policy.signals and (percent := ending.computes()) is not None and percent >= policy.cpu_busy:
         _touch(ending, "cpu")
         return f"its processes compute ({percent:.0f} % of a core)"
-    if "file" in policy.signals and policy.stop_after is not None:
+    if "file" in policy.signals:
         age = _youngest_ms(ending)
-        if age is not None and age <= policy.stop_after:
+        if age is not None and age <= limit:
             _touch(ending, "file")
             return f"a file of it changed {ago(age)} ago"
     return ""

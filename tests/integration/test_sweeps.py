@@ -44,7 +44,7 @@ def fleet(make_fleet: Callable[..., Sweeping]) -> Sweeping:
 def test_b77_one_of_25_hours_goes_and_a_fresh_one_stays(fleet: Sweeping) -> None:
     fleet.add("old", 25 * HOUR)
     fleet.add("fresh")
-    assert fleet.sweep() == {"evicted": {"ttl": 1}, "purging": {}, "noticed": 0, "skipped": {}, "remaining": 0}
+    assert fleet.sweep() == {"evicted": {"ttl": 1}, "stopped": 0, "purging": {}, "noticed": 0, "skipped": {}, "remaining": 0}
     assert fleet.ids() == ["fresh"]
     with pytest.raises(Gone, match="ttl"):
         fleet.registry.workspaces.get("old")
