@@ -140,7 +140,7 @@ class DockerDriver:
             return None
         if status != _OK or not isinstance(answer, dict):
             raise self._failed("inspect", status, answer)
-        return answer
+        return answer if _is_meant(answer, ident or self._given) else None
 
     def _must(self, method: str, target: str, *, tick: Tick, seconds: float = 0) -> None:
         status, answer = self._call(method, target, tick=tick, seconds=seconds)
@@ -235,6 +235,15 @@ def _is_own_container(ident: str) -> bool:
         return False
     # Only these: a host has every container's mounts in its list.
     return any(len(line) > _MOUNT_POINT and line[_MOUNT_POINT] in _ENGINES_FILES and ident in line[_MOUNT_ROOT] for line in lines)
+
+
+def _is_meant(found: dict[str, Any], given: str) -> bool:
+    """False when the engine answered with another container: it takes the beginning of any id for a name.
+
+    A container called ``ada`` may be gone, and another one's id begins with ``ada``. Twelve digits are what Docker itself shows.
+    """
+    ident = str(found.get("Id") or "")
+    return found.get("Name") in {given, f"/{given}"} or ident == given or (len(given) >= _SHORT_ID and ident.startswith(given))
 
 
 def _state(found: dict[str, Any]) -> dict[str, Any]:

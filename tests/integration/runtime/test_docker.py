@@ -110,6 +110,22 @@ def test_a_container_that_nobody_knows_is_dead_for_sure(settings: Settings) -> N
     assert driver("nobody", settings).stop(1, nothing).how == "was_dead"
 
 
+def test_a_container_whose_id_merely_begins_like_the_name_is_somebody_elses(
+    api: DockerApi, settings: Settings, tmp_path: Path
+) -> None:
+    ident = api.start(tmp_path, POLITE)
+    gone = driver(ident[:3], settings)  # "ada", say, which was removed; the engine takes it for the beginning of an id
+    assert api("GET", f"/containers/{ident[:3]}/json")[0] == 200
+    assert not gone.alive().alive
+    assert gone.stop(3, nothing).how == "was_dead"
+    with pytest.raises(NotRunning):
+        gone.ports()
+    assert api.running(ident)
+    name = str(api("GET", f"/containers/{ident}/json")[1]["Name"]).removeprefix("/")
+    assert driver(name, settings).alive().alive
+    assert driver(ident[:12], settings).alive().alive
+
+
 @pytest.mark.parametrize("name", ["../json", "a/b", "a?x=1", "a b", "-x", "", "a\r\nHost: b", "%2e%2e", "a" * 129])
 def test_no_container_name_leaves_its_place_in_the_url(name: str, settings: Settings) -> None:
     with pytest.raises(InvalidParams):
@@ -216,7 +232,7 @@ def test_the_container_that_the_worker_runs_in_is_never_stopped(
             asked.append(peer.recv(65536).split(b"\r\n")[0])
             peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
-    found = driver("x", make_settings(docker_socket=odd_daemon(say)))
+    found = driver("f" * 64, make_settings(docker_socket=odd_daemon(say)))
     with pytest.raises(InvalidParams, match="this worker runs in"):
         found.stop(1, nothing)
     assert [line.split()[0] for line in asked] == [b"GET"] * len(asked)
