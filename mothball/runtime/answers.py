@@ -17,8 +17,9 @@ def dig(data: Any, *names: str) -> int:
 
 
 def text(value: object) -> str:
-    """`value` as a text of at most `MAX_TEXT` characters; empty for what is none."""
-    return value[:MAX_TEXT] if isinstance(value, str) else ""
+    """`value` as a text of at most `MAX_TEXT` characters that can be written as UTF-8; empty for what is none."""
+    # JSON's escapes bring in halves of characters, which no bytes stand for.
+    return value[:MAX_TEXT].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def whole(value: object) -> int:
@@ -31,7 +32,7 @@ def plain(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {}
     kept = {
-        str(name)[:64]: text(each) if isinstance(each, str) else each
+        text(name)[:64]: text(each) if isinstance(each, str) else each
         for name, each in value.items()
         if each is None or isinstance(each, (str, bool)) or (isinstance(each, (int, float)) and abs(each) < _MAX_WHOLE)
     }

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from mothball.errors import ConfigError, InvalidParams, NotRunning, OperationFailed, TimedOut
 from mothball.runtime import proc
-from mothball.runtime.answers import dig
+from mothball.runtime.answers import dig, text
 from mothball.runtime.driver import KILL_SECONDS, Alive, Listener, Stats, Stopped, Tick
 from mothball.runtime.ending import outlived
 from mothball.runtime.listeners import listeners_of
@@ -58,7 +58,7 @@ class DockerDriver:
             return Alive(alive=False, reason=f"{self.name} knows no container {self._given} (any more)")
         state, facts = _state(found), _facts(found)
         running = bool(state.get("Running") or state.get("Paused") or state.get("Restarting"))
-        reason = f"container {self._given} is {state.get('Status') or ('running' if running else 'not running')}"
+        reason = f"container {self._given} is {text(state.get('Status')) or ('running' if running else 'not running')}"
         if running and facts.get("health") == "unhealthy":
             reason += ", and its own health check fails"
         return Alive(alive=running, reason=reason, facts=facts)
@@ -68,7 +68,7 @@ class DockerDriver:
         found = self._inspect()
         if found is None or not self.alive().alive:
             return Stopped(how="was_dead", facts=_facts(found) if found else {"container": self._given})
-        ident = str(found.get("Id") or self._given)  # from here on this container, also if its name is given to another
+        ident = text(found.get("Id")) or self._given  # from here on this container, also if its name is given to another
         self._refuse_own(found, ident)
         if _state(found).get("Paused"):
             self._must("POST", f"/containers/{quote(ident, safe='')}/unpause", tick=tick)
@@ -149,7 +149,7 @@ class DockerDriver:
 
     def _failed(self, verb: str, status: int, answer: Any) -> OperationFailed:
         said = answer.get("message") if isinstance(answer, dict) else None
-        reason = str(said or f"status {status}")[:300]
+        reason = text(said)[:300] or f"status {status}"
         return OperationFailed(f"{self.name} {verb} {self._given} failed: {reason}", reason=reason)
 
     def _call(self, method: str, target: str, *, tick: Tick | None = None, seconds: float = 0) -> tuple[int, Any]:
@@ -254,7 +254,7 @@ def _state(found: dict[str, Any]) -> dict[str, Any]:
 def _facts(found: dict[str, Any]) -> dict[str, Any]:
     """What is known of a container: its id, its first process while it runs, how it ended, what its health check says."""
     state = _state(found)
-    facts: dict[str, Any] = {"container": str(found.get("Id") or ""), "status": str(state.get("Status") or "")}
+    facts: dict[str, Any] = {"container": text(found.get("Id")), "status": text(state.get("Status"))}
     if pid := dig(state, "Pid"):
         facts["pid"] = pid
     if not state.get("Running"):
@@ -262,5 +262,5 @@ def _facts(found: dict[str, Any]) -> dict[str, Any]:
         facts["oom"] = bool(state.get("OOMKilled"))
     health = state.get("Health")
     if isinstance(health, dict) and health.get("Status"):
-        facts["health"] = str(health["Status"])
+        facts["health"] = text(health["Status"])
     return facts

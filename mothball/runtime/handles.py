@@ -113,12 +113,20 @@ def _command(fields: dict[str, Any]) -> dict[str, Any]:
                 f"runtime of driver command: {_shown(name)} is no field's name; use lower-case letters, digits and _"
             )
         if isinstance(value, str):
-            if len(value) > MAX_HANDLE_TEXT or "\0" in value:
-                raise InvalidParams(f"runtime.{name} must be a text of at most {MAX_HANDLE_TEXT} characters without NUL")
+            if len(value) > MAX_HANDLE_TEXT or "\0" in value or not _is_utf8(value):
+                raise InvalidParams(f"runtime.{name} must be a UTF-8 text of at most {MAX_HANDLE_TEXT} characters without NUL")
         elif not (value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < _MAX_TICKS)):
             raise InvalidParams(f"runtime.{name} must be a text, a whole number, true, false or null")
         out[name] = value
     return out
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mothball.errors import NotRunning, OperationFailed
 from mothball.runtime import proc
-from mothball.runtime.answers import dig
+from mothball.runtime.answers import dig, text
 from mothball.runtime.driver import KILL_SECONDS, Alive, Listener, Stats, Stopped, Tick
 from mothball.runtime.ending import ended_within, outlived
 from mothball.runtime.listeners import listeners_of
@@ -101,7 +101,7 @@ class RuncDriver:
             raise self._failed("state", answer)
         try:
             found = json.loads(answer.out)
-            return {"status": str(found["status"]), "pid": int(found.get("pid") or 0)}
+            return {"status": text(found["status"]), "pid": int(found.get("pid") or 0)}
         except (ValueError, KeyError, TypeError):
             raise OperationFailed(f"runc state {self._id} answers what cannot be read", reason=answer.out[:200]) from None
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tarfile
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -104,19 +105,30 @@ class Runc:
 
 
 @contextmanager
-def docker_api(folder: Path) -> Iterator[DockerApi]:
-    """Podman's Docker Engine API on a socket in `folder`, with a storage of its own."""
+def docker_api() -> Iterator[DockerApi]:
+    """Podman's Docker Engine API on a socket of its own, with a storage of its own."""
+    # A short name: Podman takes at most 50 characters, and the folders of pytest's processes are longer.
+    with tempfile.TemporaryDirectory(prefix="mothball-") as folder:
+        yield from _docker_api(Path(folder))
+
+
+def _docker_api(folder: Path) -> Iterator[DockerApi]:
     if os.geteuid() != 0:
         not_permitted("run containers")
     podman, runc = require_tool("podman"), require_tool("runc")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "docker.sock"
+    # Of its own too: what several servers on one machine would share, their locks before all.
+    config = folder / "containers.conf"
+    config.write_text('[engine]\nlock_type = "file"\nevents_logger = "none"\n')
     command = [
-        podman, "--root", str(folder / "root"), "--runroot", str(folder / "run"), "--storage-driver", "vfs", "--runtime", runc,
-        "--cgroup-manager", "cgroupfs", "system", "service", "--time", "0", f"unix://{path}",
+        podman, "--tmpdir", str(folder / "tmp"), "--root", str(folder / "root"), "--runroot", str(folder / "run"),
+        "--storage-driver", "vfs", "--runtime", runc, "--cgroup-manager", "cgroupfs",
+        "system", "service", "--time", "0", f"unix://{path}",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "CONTAINERS_CONF": str(config)}
+        )
         api = DockerApi(path)
         try:
             eventually(lambda: api.up() or server.poll() is not None, seconds=20, what="podman's API")
@@ -125,7 +137,8 @@ def docker_api(folder: Path) -> Iterator[DockerApi]:
             yield api
         finally:
             api.end()
-            os.killpg(server.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
             server.wait(10)
             # Bind mounts of the storage would keep the folder from being removed.
             for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):

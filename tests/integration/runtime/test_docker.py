@@ -27,8 +27,8 @@ STUBBORN = "trap '' TERM; while true; do sleep 0.1; done"
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerApi]:
-    with docker_api(tmp_path_factory.mktemp("podman")) as made:
+def api() -> Iterator[DockerApi]:
+    with docker_api() as made:
         yield made
 
 

@@ -186,8 +186,11 @@ def test_a_service_that_ignores_term_is_killed_with_its_whole_cgroup_after_our_g
     assert systemd.ask("stubborn.service", "stats")["error"] == "not_running"
 
 
-def test_how_a_service_failed_is_known(systemd: Manager) -> None:
-    systemd.run("fails.service", "import sys, time; time.sleep(1.5); sys.exit(7)", "RemainAfterExit=no")
+def test_how_a_service_failed_is_known(systemd: Manager, tmp_path: Path) -> None:
+    systemd.run(
+        "fails.service", f"import os, sys, time\nwhile not os.path.exists({str(tmp_path / 'end')!r}): time.sleep(0.05)\nsys.exit(7)"
+    )
+    (tmp_path / "end").touch()
     eventually(lambda: not systemd.ask("fails.service", "alive")["alive"])
     facts = systemd.ask("fails.service", "stop", "1")["facts"]
     assert (facts["state"], facts["result"], facts["exit_code"], facts["oom"]) == ("failed", "exit-code", 7, False)

@@ -81,6 +81,10 @@ def test_no_runtime_is_no_runtime(nothing: Any) -> None:
         ({"driver": "command", "name": "vm", "list": [1]}, "runtime.list"),
         ({"driver": "command", "name": "vm", "text": "a\0"}, "runtime.text"),
         ({"driver": "command", "name": "vm", "text": "x" * 1025}, "runtime.text"),
+        ({"driver": "command", "name": "vm", "text": "\ud800"}, "runtime.text"),
+        ({"driver": "runc", "container": "\ud800"}, "runtime.container"),
+        ({"driver": "runc", "container": "a", "root": "/\udc80"}, "runtime.root"),
+        ({"driver": "kv\ud800"}, "use one of"),
         ({"driver": "command", "name": "vm", "number": 1.5}, "runtime.number"),
         ({"driver": "command", "name": "vm", "number": 2**70}, "runtime.number"),
         ({"driver": "command", "name": "vm", **{f"f{n}": n for n in range(40)}}, "at most 32"),
@@ -127,7 +131,7 @@ def test_a_health_url_that_could_lead_elsewhere_is_refused(url: Any) -> None:
 
 values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers(), max_size=2))
 handles = st.dictionaries(
-    st.sampled_from(["pid", "start_time", "boot_id", "pid_ns", "container", "root", "unit", "name", "health_url"]) | st.text(max_size=5),
+    st.sampled_from(["pid", "start_time", "boot_id", "container", "root", "unit", "name", "health_url"]) | st.text(max_size=5),
     values | st.from_regex(r"[-\w./:@ ]{0,12}\.?(service)?") | st.integers(1, 5000),
     max_size=5,
 )  # fmt: skip
@@ -154,7 +158,7 @@ def test_whatever_a_handle_holds_it_is_refused_or_safe_as_an_argument(handle: di
 def test_answers_of_strangers_are_read_with_care() -> None:
     assert dig({"a": {"b": 3}}, "a", "b") == 3
     assert [dig(each, "a", "b") for each in (None, [], {"a": 1}, {"a": {"b": "3"}}, {"a": {"b": True}})] == [0] * 5
-    assert (text("x" * 5000), text(7)) == ("x" * 1000, "")
+    assert (text("x" * 5000), text(7), text("a\ud800b")) == ("x" * 1000, "", "a?b")
     assert [whole(each) for each in (3, -1, True, 2**64, "3", None)] == [3, 0, 0, 0, 0, 0]
     assert plain({"a": 1, "b": [1], "c": "x" * 5000, "d": float("nan"), "e": None}) == {"a": 1, "c": "x" * 1000, "e": None}
     assert len(plain({str(n): n for n in range(100)})) == 50
