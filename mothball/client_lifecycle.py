@@ -235,7 +235,10 @@ class LifecycleCalls(Connected):
         workspace: str | None = None,
         by: str = "",
     ) -> None:
-        """As `set_policy`, but fields that are neither in `rules` nor in `unset` stay as they were set there."""
+        """As `set_policy`, but fields that are neither in `rules` nor in `unset` stay as they were set there.
+
+        What was set there and cannot be read (by hand, or by another version) is replaced.
+        """
         from mothball import policy
 
         if unknown := [name for name in unset if name not in policy.FIELDS]:
@@ -249,11 +252,11 @@ class LifecycleCalls(Connected):
         if workspace is not None:
             _one_level(repo)
         for left in reversed(range(_TRIES)):
-            book = policies.book()
+            book = policies.book(mending=True)
             try:
                 if workspace is not None:
-                    own = self.own_policy(workspace)
-                    policies.set_workspace(workspace, changed(own), by, seen=own)
+                    own = self._readable_policy(workspace)
+                    policies.set_workspace(workspace, changed(own or {}), by, seen=own)
                 elif repo is not None:
                     policies.set_repo(repo, changed(book.repos.get(repo, {})), by, version=book.version)
                 else:
@@ -269,6 +272,13 @@ class LifecycleCalls(Connected):
         from mothball import policy
 
         return policy.check(self.registry.workspaces.get(check_workspace_id(workspace)).policy, "workspace")
+
+    def _readable_policy(self, workspace: str) -> dict[str, Any] | None:
+        """`own_policy`; None for one that cannot be read: what is set now takes its place."""
+        try:
+            return self.own_policy(workspace)
+        except errors.InvalidParams:
+            return None
 
     # -- what runs there --------------------------------------------------------------------------------------------
 

@@ -194,6 +194,8 @@ def _policy_warnings(fleet: Fleet) -> list[str]:
 
     try:
         book = fleet.registry.policies.book()
+        if book.damaged:
+            return list(book.damaged.values())
         if book.fleet_policy().stop_after is not None or any("stop_after" in own for own in book.repos.values()):
             return []
     except InvalidParams as error:

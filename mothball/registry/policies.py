@@ -25,6 +25,8 @@ from mothball.settings import Settings
 
 WALK_EVERY_MS = 86_400_000
 """A walk begins by itself when the last one ended longer ago than this."""
+SETTING_EVERY_MS = 300_000
+"""A walk begins at once when the setting `policy` is another than before; not oftener than this, when workers do not agree on it."""
 _BATCH = 500
 _REPO = "repo:"
 _ALL = {"all": True, "cursor": 0, "todo": []}
@@ -39,6 +41,8 @@ class PolicyBook(msgspec.Struct, frozen=True):
     default: dict[str, Any]
     fleet: dict[str, Any]
     repos: dict[str, dict[str, Any]]
+    damaged: dict[str, str] = {}
+    """Levels that cannot be read (``fleet``, ``repo:<repo>``), and why. Whom they concern is kept (D-70), all others are not."""
     cache: dict[str | None, Policy] = {}
     """Merged policies by repo (None: of the fleet), for the many workspaces that have none of their own."""
 
@@ -48,6 +52,8 @@ class PolicyBook(msgspec.Struct, frozen=True):
 
     def levels(self, of: Facts | Workspace) -> list[tuple[str, Mapping[str, Any]]]:
         """The levels that apply to a workspace with their names, the weakest first."""
+        if problem := self.damaged.get(f"{_REPO}{of.repo}"):
+            raise InvalidParams(problem)
         found: list[tuple[str, Mapping[str, Any]]] = [("setting", self.default), ("fleet", self.fleet)]
         if of.repo is not None and of.repo in self.repos:
             found.append((f"repo {of.repo}", self.repos[of.repo]))
@@ -60,7 +66,7 @@ class PolicyBook(msgspec.Struct, frozen=True):
         """
         if workspace.policy:
             return policy.merge(*(level for _, level in self.levels(workspace)), strict=False)
-        repo = workspace.repo if workspace.repo in self.repos else None
+        repo = workspace.repo if workspace.repo in self.repos or f"{_REPO}{workspace.repo}" in self.damaged else None
         if repo not in self.cache:
             self.cache[repo] = policy.merge(*(level for _, level in self.levels(workspace)), strict=False)
         return self.cache[repo]
@@ -76,30 +82,41 @@ class Policies:
         self._settings = settings
         self._key = keys.Keys(settings.namespace)
 
-    def book(self) -> PolicyBook:
-        """All policies as they are now. Raises `InvalidParams` when one cannot be read, `Unavailable`."""
+    def book(self, *, mending: bool = False) -> PolicyBook:
+        """All policies as they are now. Raises `InvalidParams` when the fleet's cannot be read, `Unavailable`.
+
+        That of a repo costs only its own workspaces (`PolicyBook.damaged`). `mending` is for whoever is about to set a policy, and
+        decides nothing: the fleet's is empty then when it cannot be read.
+        """
         with self._connection.guard() as client:
             raw = client.hgetall(self._key("policies"))
-        return PolicyBook(
-            version=int(raw.get("version", 0)),
-            default=_default(self._settings.policy),
-            fleet=_read("fleet", raw.get("fleet", "")),
-            repos={name.removeprefix(_REPO): _read(name, text) for name, text in raw.items() if name.startswith(_REPO)},
-        )
+        damaged: dict[str, str] = {}
+        levels: dict[str, dict[str, Any]] = {}
+        for name, text in raw.items():
+            if name == "fleet" or name.startswith(_REPO):
+                try:
+                    levels[name] = _read(name, text)
+                except InvalidParams as error:
+                    if name == "fleet" and not mending:
+                        raise
+                    damaged[name] = error.message
+        fleet = levels.pop("fleet", {})
+        repos = {name.removeprefix(_REPO): level for name, level in levels.items()}
+        return PolicyBook(int(raw.get("version", 0)), _default(self._settings.policy), fleet, repos, damaged)
 
     def set_fleet(self, raw: Mapping[str, Any] | None, by: str = "", *, version: int | None = None) -> PolicyBook:
         """Replace the policy of the fleet; None: that of the setting counts. Raises `InvalidParams` for one that makes no sense.
 
         With the `version` of the book that was read, `Busy` when anybody changed a policy since.
         """
-        book = self.book()
+        book = self.book(mending=True)
         checked = policy.check(raw, "fleet") if raw is not None else {}
         policy.merge(book.default, checked)
         return self._set("fleet", checked, by, version)
 
     def set_repo(self, repo: str, raw: Mapping[str, Any] | None, by: str = "", *, version: int | None = None) -> PolicyBook:
         """As `set_fleet` for `repo`; None: none of its own."""
-        book = self.book()
+        book = self.book(mending=True)
         checked = policy.check(raw, "repo") if raw is not None else {}
         policy.merge(book.default, book.fleet, checked)
         return self._set(_REPO + keys.repo_name(repo), checked, by, version)
@@ -109,7 +126,7 @@ class Policies:
         done, _ = self._scripts.run("set_policies", level, text, by, json.dumps(_ALL), "" if version is None else version)
         if done < 0:
             raise Busy(what="the book of policies", reason="others have changed it since it was read; do it again")
-        return self.book()
+        return self.book(mending=True)
 
     def set_workspace(
         self,
@@ -123,7 +140,7 @@ class Policies:
 
         Raises `InvalidParams`, `NotFound`, `Gone`, `Busy` (others change it all the time; or it does not say what was `seen`).
         """
-        book = self.book()
+        book = self.book(mending=True)
         checked = policy.check(raw, "workspace") if raw is not None else {}
 
         def change(record: Workspace) -> dict[str, Any]:
@@ -142,7 +159,7 @@ class Policies:
             return bool(client.hexists(self._key("policies"), "walk"))
 
     def heal(self, limit: int = 5000) -> dict[str, Any]:
-        """Go on with the walk by about `limit` keys and entries, or begin one that is due (daily, and after a change of policy).
+        """Go on with the walk by about `limit` keys and entries, or begin one that is due (daily, after a change of policy or setting).
 
         Every record gets back the index entries it lost, entries without a record go, and after a change of policy the sweeps look
         at every workspace again. Returns ``{walking, seen, repaired}``: call it again while `walking`. Two callers do no harm.
@@ -150,9 +167,12 @@ class Policies:
         with self._connection.guard() as client:
             before = client.hget(self._key("policies"), "walk") or ""
         if not before:
-            before = json.dumps({**_ALL, "all": False})
-            if not self._scripts.run("walk", "", before, WALK_EVERY_MS):
+            setting = json.dumps(_default(self._settings.policy), sort_keys=True)
+            begun = json.dumps({**_ALL, "all": False}), json.dumps(_ALL)
+            which = self._scripts.run("walk", "", begun[0], WALK_EVERY_MS, setting, SETTING_EVERY_MS, begun[1])
+            if not which:
                 return {"walking": self.walking(), "seen": 0, "repaired": 0}
+            before = begun[which - 1]
         walk = json.loads(before)
         seen = repaired = 0
         while seen < limit and (walk["todo"] or walk["cursor"] is not None):
@@ -198,7 +218,10 @@ def _read(level: str, text: str) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        found = json.loads(text)
-    except ValueError:
-        raise InvalidParams(f"the policy of {level} in the registry is no JSON; set it again with `mothball policy set`") from None
-    return policy.check(found, "repo" if level.startswith(_REPO) else "fleet")
+        return policy.check(json.loads(text), "repo" if level.startswith(_REPO) else "fleet")
+    except InvalidParams as error:
+        why = error.message
+    except (ValueError, RecursionError):
+        why = "it is no JSON"
+    of = level.replace(":", " ", 1)
+    raise InvalidParams(f"the policy of {of} in the registry cannot be read ({why}); set it again with `mothball policy set`")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
 from mothball import Fleet, errors
 from mothball.settings import Settings
@@ -71,3 +72,15 @@ def test_an_eviction_that_a_sweep_was_quicker_with_says_that_it_is_gone(fleet: F
     assert fleet.undelete_workspace(WORKSPACE).state == "stopped"
     with pytest.raises(errors.InvalidTransition):
         fleet.undelete_workspace(WORKSPACE)
+
+
+@pytest.mark.parametrize("scope", [{}, {"repo": "owner/repo"}, {"workspace": WORKSPACE}])
+def test_what_cannot_be_read_is_replaced_by_what_is_set(fleet: Fleet, scope: dict[str, str]) -> None:
+    raw = redis.Redis.from_url(fleet.settings.registry_url, decode_responses=True)
+    key = f"ws:{WORKSPACE}" if "workspace" in scope else "policies"
+    field = {"workspace": "policy", "repo": "repo:owner/repo"}.get(next(iter(scope), ""), "fleet")
+    raw.hset(f"{fleet.settings.namespace}:{key}", field, '{"ttl": "5h", "from_a_newer_version": 1}')
+    raw.close()
+    fleet.change_policy("idle_ttl=2h", **scope)
+    told = fleet.explain(WORKSPACE)
+    assert (told.problem, told.policy.idle_ttl) == ("", 7_200_000)

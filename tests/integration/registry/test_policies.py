@@ -238,3 +238,21 @@ def test_records_of_an_older_version_are_found_by_the_first_walk(bench: Bench) -
     assert (seen.state_since, seen.holds, seen.digest) == (1000, [], "sha256:" + "0" * 64)
     assert bench.registry.lifecycle.evict(seen, rule="ttl") == "done"
     assert bench.registry.lifecycle.undelete("old").digest == "sha256:" + "0" * 64
+
+
+@pytest.mark.parametrize("level", ["fleet", "repo:o/r"])
+@pytest.mark.parametrize("text", ["{", '{"ttl": "soon"}', "[]"])
+def test_a_policy_that_cannot_be_read_can_be_set_again(bench: Bench, level: str, text: str) -> None:
+    """The error tells the operator to do just that."""
+    bench.workspace("o/r#1")
+    bench.raw.hset(bench.key("policies"), level, text)
+    policies = bench.registry.policies
+    with pytest.raises(InvalidParams, match="policy set"):
+        policies.book().of(facts(bench))
+    for raw, ttl in (({"ttl": "3h"}, 3 * HOUR), (None, 24 * HOUR)):
+        bench.raw.hset(bench.key("policies"), level, text)
+        if level == "fleet":
+            policies.set_fleet(raw)
+        else:
+            policies.set_repo("o/r", raw)
+        assert policies.book().of(facts(bench)).ttl == ttl
