@@ -63,7 +63,10 @@ class ProcessDriver:
             raise OperationFailed(f"the processes cannot be stopped from here: {unsure}", reason=unsure)
         if self._boot is not None and self._boot != proc.boot_id():
             return Stopped(how="was_dead", facts={"reason": "the host was started again since"})
-        end = proc.end_of(self._leader(proc.everything()))
+        leader = self._leader(proc.everything())
+        if leader is not None:
+            proc.check_target(leader)
+        end = proc.end_of(leader)
         ended = Ending(lambda seen: self._members(proc.everything(), seen), tick).run(grace_s, first=self._pid)
         end = end or proc.end_of(self._leader(proc.everything()))
         return Stopped(how=ended.how, facts={"pid": self._pid, **ended.facts, **end}, left=ended.left)
@@ -92,9 +95,9 @@ class ProcessDriver:
         return ""
 
     def _leader(self, processes: dict[int, Proc]) -> Proc | None:
-        """The process of the handle, refused when it is one that must never be ended; None when it is gone."""
+        """The process of the handle; None when it is gone, also if another one has its pid."""
         found = processes.get(self._pid)
-        return proc.check_target(found) if found is not None and found.started == self._started else None
+        return found if found is not None and found.started == self._started else None
 
     def _members(self, processes: dict[int, Proc], seen: dict[Key, Proc]) -> dict[int, Proc]:
         """Everybody who belongs to it now; `seen` are those who were known to belong to it a moment ago."""

@@ -245,8 +245,10 @@ def test_the_worker_never_ends_itself_or_a_parent(bench: Bench, pid: object) -> 
     found = proc.read(number)
     assert found is not None
     handle = {"driver": "process", "pid": number, "start_time": found.started}
+    driver = driver_for(handle, bench.settings)
+    assert driver.alive().alive  # looking is not forbidden
     with pytest.raises(InvalidParams, match="this worker itself or one of its parents"):
-        driver_for(handle, bench.settings).stop(0, nothing)
+        driver.stop(0, nothing)
 
 
 def test_init_and_threads_of_the_kernel_are_no_workspace(bench: Bench) -> None:

@@ -187,9 +187,12 @@ def test_a_service_that_ignores_term_is_killed_with_its_whole_cgroup_after_our_g
 
 
 def test_how_a_service_failed_is_known(systemd: Manager, tmp_path: Path) -> None:
-    systemd.run(
-        "fails.service", f"import os, sys, time\nwhile not os.path.exists({str(tmp_path / 'end')!r}): time.sleep(0.05)\nsys.exit(7)"
-    )
+    waits = f"""
+    import os, sys, time
+    while not os.path.exists({str(tmp_path / "end")!r}): time.sleep(0.05)
+    sys.exit(7)
+    """
+    systemd.run("fails.service", waits)
     (tmp_path / "end").touch()
     eventually(lambda: not systemd.ask("fails.service", "alive")["alive"])
     facts = systemd.ask("fails.service", "stop", "1")["facts"]
