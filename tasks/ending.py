@@ -66,8 +66,9 @@ class Ending:
     def __init__(self, ctx: JobContext, args: EndArgs) -> None:
         self.ctx = ctx
         self.args = args
-        self.workspace: Workspace = patiently(lambda: ctx.registry.workspaces.get(args.workspace))
+        # The facts first: a runtime that is registered between the two then differs from what was seen.
         self.facts = self._facts()
+        self.workspace: Workspace = patiently(lambda: ctx.registry.workspaces.get(args.workspace))
         self.policy: Policy = patiently(ctx.registry.policies.book).of(self.facts)
         self.driver: Driver = driver_for(self.workspace.runtime, ctx.settings, path=self.workspace.path)
 
@@ -82,6 +83,10 @@ class Ending:
         before, self.facts = self.facts.registration, self._facts()
         if self.facts.registration != before:
             raise LeaseLost(job=self.ctx.job.id)
+
+    def runtime_since(self, seen: tuple[tuple[str, str], ...]) -> bool:
+        """True when another runtime is registered than was `seen`: what this job watches and ends is not what runs there now."""
+        return dict(seen)["runtime"] != dict(self.facts.seen)["runtime"]
 
     def used_since(self, seen: tuple[tuple[str, str], ...]) -> bool:
         """True when the record is not as it was `seen`, but for the generation, which this job's own captures move on."""

@@ -53,7 +53,7 @@ def stop(ctx: JobContext, args: StopArgs) -> Outcome:
     if stopped.how != "was_dead" and directory == "there":
         ctx.checkpoint("capture again")
         captured, directory = _capture(ending)
-    seen = (("registration", ending.facts.registration),)
+    seen = tuple(pair for pair in ending.facts.seen if pair[0] in {"registration", "runtime"})
     answer = patiently(
         lambda: ctx.registry.lifecycle.stopped(
             args.workspace, job=ctx.job.id, fence=ctx.fence, rule=args.rule, detail=args.detail, evidence=evidence, seen=seen,
@@ -62,6 +62,9 @@ def stop(ctx: JobContext, args: StopArgs) -> Outcome:
     )  # fmt: skip
     if answer != "done":
         ending.look_again()
+        if ending.runtime_since(seen):
+            detail = "its processes are ended, and another runtime was registered meanwhile"
+            return _outcome(args, stopped=False, detail=detail, captured=captured)
         if ending.facts.state == "active":
             raise LeaseLost(job=ctx.job.id)
         return _outcome(
@@ -79,6 +82,8 @@ def _kept(ending: Ending, args: StopArgs, *, again: bool = False) -> str:
         ending.look_again()
         if not args.asked and ending.used_since(seen):
             return "it was used while its last capture was made"
+        if ending.runtime_since(seen):
+            ending.refuse("another runtime was registered while its last capture was made; ask again if that is to be stopped too")
     if args.asked:
         if ending.facts.state != "active":
             raise ending.not_in_state("stopped")

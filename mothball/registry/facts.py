@@ -12,7 +12,8 @@ from mothball.registry.workspaces import SIGNAL, decode
 
 COMPARED = (
     "registration", "state", "mode", "created_at", "last_active", "last_signal", "state_since", "expires_at", "extended_until",
-    "pinned", "holds", "policy", "generation", "noticed", "unknown", *(f"{SIGNAL}{name}" for name in (*SIGNALS, "resume")),
+    "pinned", "holds", "policy", "generation", "noticed", "unknown", "runtime",
+    *(f"{SIGNAL}{name}" for name in (*SIGNALS, "resume")),
 )  # fmt: skip
 """Fields that a decision rests on: an effect compares them with what was seen, and does nothing when one has changed."""
 PRESENT = "@present"

@@ -122,6 +122,35 @@ def test_n33_what_was_used_since_that_was_decided_is_left_alone(host: Host, monk
     assert "stopped:stop_after" not in host.counters()
 
 
+@pytest.mark.parametrize("when", ["while it is captured", "after its processes ended"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_n33_what_was_started_anew_meanwhile_is_neither_ended_nor_called_stopped(
+    host: Host, monkeypatch: pytest.MonkeyPatch, when: str, asked: bool
+) -> None:
+    host.start(SLEEPS, policy=POLICY)
+    host.idle()
+    anew: list[Any] = []
+
+    def then(real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **named: Any) -> Any:
+            answer = real(*args, **named)
+            if not anew:
+                anew.append(host.start(SLEEPS))
+            return answer
+
+        return wrapped
+
+    owner, name = (ending, "capture_now") if when == "while it is captured" else (ending.Ending, "end_processes")
+    monkeypatch.setattr(owner, name, then(getattr(owner, name)))
+    if asked and owner is ending:
+        with pytest.raises(Busy, match="another runtime was registered"):
+            host.run("workspace.stop", by="me")
+    else:
+        assert not host.run("workspace.stop", **({"by": "me"} if asked else RULE))["stopped"]
+    assert anew[0].poll() is None
+    assert (host.record.state, host.record.runtime["pid"]) == ("active", anew[0].pid)
+
+
 def test_n33_it_is_decided_again_under_the_lease(host: Host) -> None:
     process = host.start(SLEEPS, policy=POLICY)
     assert host.run("workspace.stop", **RULE)["detail"].startswith("none")  # not idle at all
