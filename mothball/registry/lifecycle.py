@@ -60,7 +60,7 @@ class Lifecycle(Walks):
         return read_facts(self._connection, self._key, ids, job)
 
     def readable(self, ids: Sequence[str]) -> list[Facts | str | None]:
-        """As `facts`; a text that says why for one that cannot be read. A damaged record costs only itself. Raises `Unavailable`."""
+        """As `facts`; a text that says why for one that cannot be read. A damaged one costs only itself. Raises `Unavailable`."""
         try:
             return list(self.facts(ids))
         except Unavailable:

@@ -26,7 +26,7 @@ from mothball.settings import Settings
 WALK_EVERY_MS = 86_400_000
 """A walk begins by itself when the last one ended longer ago than this."""
 SETTING_EVERY_MS = 300_000
-"""A walk begins at once when the setting `policy` is another than before; not oftener than this, when workers do not agree on it."""
+"""A walk begins when the setting `policy` is another than before; not oftener than this, when workers do not agree on it."""
 _BATCH = 500
 _REPO = "repo:"
 _ALL = {"all": True, "cursor": 0, "todo": []}
@@ -159,7 +159,7 @@ class Policies:
             return bool(client.hexists(self._key("policies"), "walk"))
 
     def heal(self, limit: int = 5000) -> dict[str, Any]:
-        """Go on with the walk by about `limit` keys and entries, or begin one that is due (daily, after a change of policy or setting).
+        """Go on with the walk by about `limit` keys and entries, or begin one: daily, and after a change of policy or setting.
 
         Every record gets back the index entries it lost, entries without a record go, and after a change of policy the sweeps look
         at every workspace again. Returns ``{walking, seen, repaired}``: call it again while `walking`. Two callers do no harm.

@@ -185,11 +185,11 @@ class Workspaces:
     ) -> tuple[Workspace, bool]:
         """Make the record, or find the same one: (record, created).
 
-        Same id, host and path is the same record, unchanged but for the `runtime` that is given now. One that was stopped or
-        stranded comes back to work. A stranded one does so only for its own `agent_id`, else `Stranded`; an abandoned one
-        never, `Abandoned`; one that a job is stopping or purging right now is `ResumeContended`. Another host or path raises
-        `AlreadyExists`. Without `repo` it
-        and `number` follow from an id like ``owner/name#12`` (B-06); without `agent_name` a workspace of a repo gets the
+        Same id, host and path is the same record, unchanged but for the `runtime` that is given now; registering is a sign of
+        life. One that was stopped or stranded comes back to work: a stranded one only for its own `agent_id`, else `Stranded`;
+        an abandoned one never, `Abandoned`; one that a job is stopping or purging right now is `ResumeContended`. Another host
+        or path raises `AlreadyExists`. Without `repo` it and `number` follow from an id like ``owner/name#12`` (B-06); without
+        `agent_name` a workspace of a repo gets the
         next free ``agent-N`` (D-05). After a release or an eviction, fence and generation go on from the tombstone.
         `expires_in_ms` sets the deadline, ms from now. Raises `InvalidParams`, `AlreadyExists`, `Unavailable`.
         """
@@ -224,6 +224,7 @@ class Workspaces:
         answer = self._scripts.run(
             "register", id, host, path, repo or "", agent_name or "", "" if expires_in_ms is None else expires_in_ms,
             agent_id or "", document(checked_runtime(runtime), "runtime"), agent_id or "",
+            self._settings.touch_debounce_seconds * 1000,
             *(text for name, value in fields.items() if value for text in (name, value)),
         )  # fmt: skip
         status, record = answer[0], decode(pairs(answer[1]))
