@@ -15,8 +15,6 @@ from mothball.runtime import Driver, driver_for, handle_of_pid, proc
 from mothball.settings import Settings
 from tests.support import eventually
 
-_PID_TEXT = 20
-
 
 def nothing() -> None:
     """A tick of nobody's interest."""
@@ -61,13 +59,9 @@ class Bench:
         return found is not None and not found.dead
 
     def end(self) -> None:
-        for name in self.names():
-            path = self.folder / name
-            text = path.read_text(errors="replace") if path.is_file() and path.stat().st_size < _PID_TEXT else ""
-            if text.isdigit() and "python" in _command(int(text)):
-                _kill(int(text))
+        """Kill every program of this bench, also those that it forked: all of them have its folder on their command line."""
+        eventually(lambda: not [_kill(pid) for pid in proc.everything() if str(self.folder) in _command(pid)], what="their end")
         for process in self.started:
-            _kill(process.pid)
             process.wait(10)
 
 
