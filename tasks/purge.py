@@ -121,9 +121,12 @@ class _Run:
                 if self.ending.facts.holds:
                     self.ending.refuse(self.ending.veto())
                 self._deleting = True
-            elif kept := self.kept():
-                log.info("not purged", reason=kept)
-                return {"workspace": self.args.workspace, "purged": False, "detail": kept, "missing": [], "receipt": None}
+            else:
+                # Whatever becomes of this run: nobody must miss a directory because an earlier one was killed.
+                deletion.put_back()
+                if kept := self.kept():
+                    log.info("not purged", reason=kept)
+                    return {"workspace": self.args.workspace, "purged": False, "detail": kept, "missing": [], "receipt": None}
             receipt = deletion.recover(force=self.args.force) or self._delete(deletion)
             self._bury(receipt)
             # Whatever goes wrong from here on, the workspace is purged: a hidden folder without content may stay.

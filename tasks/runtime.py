@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from mothball import runtime
 from mothball.errors import InvalidParams, MothballError, NotRunning, OperationFailed, Unavailable
 from mothball.names import check_workspace_id
+from mothball.purge import put_back_interrupted
 from mothball.registry import Workspace, encode
 from mothball.runtime.health import Health, check_health
 from mothball.runtime.ports import probe
@@ -115,7 +116,10 @@ def ports(ctx: JobContext, args: LookArgs) -> Outcome:
 
 @job_task(name=RECONCILE_TASK, args=HostArgs, queue="host", lane=RECONCILE_LANE, time_limit=300, soft_time_limit=290)
 def reconcile(ctx: JobContext, args: HostArgs) -> Outcome:
-    """Active workspaces of this host whose runtime is surely dead are stopped from now on, reason ``lost`` (N-34)."""
+    """Active workspaces of this host whose runtime is surely dead are stopped from now on, reason ``lost`` (N-34).
+
+    Directories that an interrupted purge moved aside get their names again.
+    """
     return Outcome(result=_Reconcile(ctx).run())
 
 
@@ -130,11 +134,15 @@ class _Reconcile:
         self._end = time.monotonic() + RECONCILE_SECONDS
         self._hung: set[str] = set()
         self.lost: list[str] = []
+        self.put_back: list[str] = []
         self.skipped: dict[str, int] = {}
 
     def run(self) -> dict[str, Any]:
         ctx = self._ctx
-        found = patiently(lambda: ctx.registry.workspaces.list(host=ctx.host, state="active", limit=MOST_ON_A_HOST))
+        known = patiently(lambda: ctx.registry.workspaces.list(host=ctx.host, limit=MOST_ON_A_HOST))
+        for record in known:
+            self._put_back(record)
+        found = [each for each in known if each.state == "active"]
         having = [each for each in found if each.runtime.get("driver", "none") != "none"]
         # Each run begins elsewhere: what hangs at the front must not keep the rest from ever being looked at.
         start = ctx.fence * 97 % len(having) if having else 0
@@ -158,8 +166,21 @@ class _Reconcile:
             log.warning("runtimes were lost", count=len(self.lost), workspaces=self.lost[:LISTED])
         return {
             "checked": checked, "without_runtime": len(found) - len(having), "lost": self.lost[:LISTED],
-            "lost_count": len(self.lost), "skipped": self.skipped, "remaining": remaining,
+            "lost_count": len(self.lost), "put_back": self.put_back[:LISTED], "skipped": self.skipped, "remaining": remaining,
         }  # fmt: skip
+
+    def _put_back(self, record: Workspace) -> None:
+        """A purge that was killed when it had moved the directory aside, and then cancelled, is run by nobody again."""
+        try:
+            if not put_back_interrupted(
+                record.path, workspace=record.id, registration=record.registration, settings=self._ctx.settings
+            ):
+                return
+        except (MothballError, OSError) as error:  # a purge that is running, most likely
+            log.warning("what a purge moved aside stays there", workspace=record.id, error=str(error))
+            return
+        self.put_back.append(record.id)
+        log.warning("an interrupted purge had moved it aside; it is back in its place", workspace=record.id, path=record.path)
 
     def _one(self, record: Workspace) -> str:
         """Look at one workspace; why nothing came of it, empty for one that lives or is lost."""

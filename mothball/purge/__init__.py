@@ -8,6 +8,6 @@ insists.
 from __future__ import annotations
 
 from mothball.purge.receipt import Gap, Receipt, explain_gaps, gap_dicts
-from mothball.purge.run import Examination, Purge, open_purge
+from mothball.purge.run import Examination, Purge, open_purge, put_back_interrupted
 
-__all__ = ["Examination", "Gap", "Purge", "Receipt", "explain_gaps", "gap_dicts", "open_purge"]
+__all__ = ["Examination", "Gap", "Purge", "Receipt", "explain_gaps", "gap_dicts", "open_purge", "put_back_interrupted"]

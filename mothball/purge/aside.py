@@ -58,7 +58,7 @@ class Aside:
     @property
     def shown(self) -> str:
         """Where the moved workspace lies, for messages."""
-        return show(os.path.join(os.path.dirname(self._place.real), sibling_name(self._place), TREE))  # noqa: PTH118, PTH120 -- bytes
+        return show(os.path.join(os.path.dirname(self._place.real), sibling_name(self._place.name), TREE))  # noqa: PTH118, PTH120 -- bytes
 
     def state(self) -> State | None:
         """What it says of itself; None when it says nothing, or nothing that can be read."""
@@ -177,13 +177,29 @@ class Aside:
         with suppress(FileNotFoundError):
             os.unlink(_STATE, dir_fd=self._fd)
         with suppress(OSError):
-            os.rmdir(sibling_name(self._place), dir_fd=self._parent)
+            os.rmdir(sibling_name(self._place.name), dir_fd=self._parent)
 
 
-def sibling_name(place: Place) -> bytes:
+def sibling_name(name: bytes) -> bytes:
     """Its name follows from that of the workspace's folder, so that the next run finds it."""
-    base = place.name if len(place.name) <= _MAX_NAME else hashlib.sha256(place.name).hexdigest().encode()
+    base = name if len(name) <= _MAX_NAME else hashlib.sha256(name).hexdigest().encode()
     return b"." + base + SUFFIX
+
+
+def put_back(place: Place, workspace: str, registration: str) -> bool:
+    """Give a workspace its name again that an interrupted purge only moved aside; True when that was done now.
+
+    What such a purge began to delete is left as it is. `Busy` while a purge works there, and when something else has the name.
+    """
+    with open_aside(place, make=False) as aside:
+        state = None if aside is None else aside.state()
+        if aside is None or state is None or not aside.has_tree():
+            return False
+        if (state.stage, state.workspace, state.registration) != ("aside", workspace, registration):
+            return False
+        aside.put_back()
+        aside.remove()
+        return True
 
 
 @contextmanager
@@ -206,7 +222,7 @@ def open_aside(place: Place, *, make: bool) -> Iterator[Aside | None]:
 
 
 def _lock(place: Place, parent: int, *, make: bool) -> int | None:
-    name = sibling_name(place)
+    name = sibling_name(place.name)
     while True:
         if make:
             with suppress(FileExistsError):

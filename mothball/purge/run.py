@@ -15,7 +15,7 @@ import msgspec
 
 from mothball.capture.types import CaptureOptions
 from mothball.errors import Busy, Corrupt, OperationFailed, Oversize, PathNotAllowed
-from mothball.purge.aside import Aside, State, open_aside
+from mothball.purge.aside import Aside, State, open_aside, put_back, sibling_name
 from mothball.purge.gitguard import git_losses
 from mothball.purge.look import Look, look
 from mothball.purge.place import Others, Place, open_place, real_path
@@ -107,6 +107,10 @@ class Purge:
             finally:
                 if tree is not None:
                     os.close(tree)
+
+    def put_back(self) -> bool:
+        """Put back what an earlier run only moved aside, and leave alone what it began to delete; errors as `aside.put_back`."""
+        return put_back(self.place, self._workspace, self._registration)
 
     def left_over(self) -> str:
         """What an earlier run left, in words; empty when it left nothing. Changes nothing."""
@@ -344,4 +348,16 @@ def open_purge(
         )  # fmt: skip
 
 
-__all__: Sequence[str] = ("Examination", "Purge", "open_purge")
+def put_back_interrupted(path: str, *, workspace: str, registration: str, settings: Settings) -> bool:
+    """Give the directory `path` of a workspace its name again when a purge that nobody will run again only moved it aside.
+
+    True when that was done. One look at a name when there is nothing to do; else errors as `open_place` and `aside.put_back`.
+    """
+    folder, name = os.path.split(os.fsencode(path))
+    if not os.path.lexists(os.path.join(folder, sibling_name(name))):  # noqa: PTH118 -- bytes
+        return False
+    with open_place(path, settings, ()) as place:
+        return put_back(place, workspace, registration)
+
+
+__all__: Sequence[str] = ("Examination", "Purge", "open_purge", "put_back_interrupted")

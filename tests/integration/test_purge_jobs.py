@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.exceptions import Ignore
 
 from mothball.errors import Busy, Gone, InvalidParams, InvalidTransition, MothballError, PathNotAllowed, Unavailable, Unheld
+from mothball.purge import put_back_interrupted
 from mothball.purge import run as purge_run
+from mothball.registry import Job
 from mothball.settings import Settings
 from mothball.store.restore import restore
 from mothball.store.tree import Tree
@@ -305,6 +308,82 @@ def test_a_worker_that_is_killed_between_any_two_steps_is_followed_by_one_that_f
     assert (counters["evicted:asked"], counters["workspaces_purged"]) == (1, 1)
     with Tree.open(host.store, result["receipt"]["digest"]) as tree:
         assert tree.read("a.txt") == b"first\n"
+
+
+@pytest.mark.parametrize("since", ["pinned", "held", "somebody present"])
+def test_what_a_killed_purge_only_moved_is_back_also_when_the_next_run_purges_no_more(
+    host: Host, monkeypatch: pytest.MonkeyPatch, since: str
+) -> None:
+    host.register(policy={"ttl": "1h"})
+    host.idle(7200)
+    job = host.submit("workspace.purge", **(EXPIRED if since == "pinned" else {}))
+    killed_when_moved(host, job, monkeypatch)
+    if since == "pinned":
+        host.registry.workspaces.pin(ID, "golden")
+        assert not host.again(job)["purged"]
+    else:
+        if since == "held":
+            host.registry.lifecycle.hold(ID, "legal", "me")
+        else:
+            host.registry.presence.heartbeat(ID, "agent-7", 60_000)
+        with pytest.raises(Busy):
+            host.again(job)
+    assert there(host) == ["tree"]
+    assert (host.folder / "a.txt").read_text() == "first\n"
+
+
+def test_what_a_killed_purge_only_moved_is_put_back_by_its_host_when_the_purge_is_cancelled(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.register()
+    job = host.submit("workspace.purge")
+    killed_when_moved(host, job, monkeypatch)
+    host.registry.jobs.cancel(job.id)
+    with pytest.raises(Ignore, match="cancelled"):
+        host.again(job)
+    assert there(host) == [".tree.mothball-purge"]
+    found = host.deliver(
+        host.registry.jobs.submit("runtime.reconcile", {"host": host.settings.host}, workspace=None, host=host.settings.host).job
+    )
+    assert (found["put_back"], there(host)) == ([ID], ["tree"])
+    assert host.run("workspace.capture")["files"] == 2
+
+
+def test_what_a_purge_is_working_on_is_not_put_back_under_its_hands(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = host.register()
+    real = purge_run.Purge._last_look
+    seen: list[list[str]] = []
+
+    def look(*given: Any, **named: Any) -> Any:
+        with pytest.raises(Busy, match="another purge of it is running"):
+            put_back_interrupted(str(host.folder), workspace=ID, registration=record.registration, settings=host.settings)
+        seen.append(there(host))
+        return real(*given, **named)
+
+    monkeypatch.setattr(purge_run.Purge, "_last_look", look)
+    assert host.run("workspace.purge")["purged"]
+    assert seen == [[".tree.mothball-purge"]]
+
+
+def killed_when_moved(host: Host, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker that runs `job` dies when it has moved the directory aside."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    from mothball.purge import aside
+
+    with monkeypatch.context() as patch:
+        # A killed process puts nothing back.
+        patch.setattr(aside.Aside, "put_back", lambda _: None)
+        patch.setattr(aside.Aside, "remove", lambda _: None)
+        patch.setattr(purge_run.Purge, "_last_look", die)
+        with pytest.raises(Killed):
+            host.deliver(job)
+    assert there(host) == [".tree.mothball-purge"]
 
 
 def test_a_capture_between_two_runs_does_not_take_what_is_left_for_the_workspace(
