@@ -84,6 +84,8 @@ class Page(NamedTuple):
     acts: list[Planned]
     notices: list[Planned]
     """Kept for now, but those who care are to be told: `decision.notice` says of what, and for when."""
+    given: list[Planned]
+    """Kept for now, and announced by a look before this one."""
     later: list[tuple[str, int, int | None]]
     """Nothing to do: id, score seen, time to look again (None: only when something changes)."""
     skipped: list[tuple[str, str, str]]
@@ -125,7 +127,7 @@ class Reclaimer:
 
     def judge(self, kind: Kind, due: Sequence[Place], book: PolicyBook, now: int, *, ahead: bool = False) -> Page:
         """The due ones of `kind` as `now` finds them; `ahead`: as they will be when nobody does anything until then."""
-        page = Page(len(due), [], [], [], [])
+        page = Page(len(due), [], [], [], [], [])
         for (id, score), facts in zip(due, self.registry.lifecycle.readable([id for id, _ in due]), strict=True):  # noqa: A001
             if facts is None:  # gone meanwhile, or an index entry without a record: the entry goes
                 page.later.append((id, score, None))
@@ -311,6 +313,8 @@ def _sort(page: Page, kind: Kind, planned: Planned, now: int) -> None:
     facts, decision, score = planned.facts, planned.decision, planned.score
     if decision.notice is not None:
         page.notices.append(planned)
+    elif facts.noticed.get(kind, 0) > now:
+        page.given.append(planned)
     if policy.KIND_OF.get(decision.action) == kind:
         page.acts.append(planned)
         return

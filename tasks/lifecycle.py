@@ -35,6 +35,8 @@ _SOFT_SECONDS, _HARD_SECONDS = 150, 180
 _GIVE_UP_AFTER = 2
 """Calls in a row that may find no Redis: each waits seconds, and the next sweep comes anyway."""
 _SHOWN_PROBLEMS = 20
+NOTICE_AGAIN_MS: Final = 3_600_000
+"""For how long after an announcement a sweep that comes by sees to it that the hook was asked; its job is remembered for longer."""
 NEVER_HEARD: Final = 1 << 62
 
 
@@ -131,6 +133,8 @@ class _Run:
                 try:
                     for planned in page.notices:
                         self._try(self._announce, planned)
+                    for planned in page.given:
+                        self._try(self._ask_hook, planned)
                     for planned in page.acts:
                         self._try(self._act, planned)
                 finally:
@@ -226,16 +230,25 @@ class _Run:
         if decision.notice is None:
             return
         action, due = decision.notice
-        why = next((each for each in decision.rules if each.at == due and each.result == "later"), None)
-        rule, detail = (why.rule, why.detail) if why is not None else ("", "")
-        if not self.registry.lifecycle.noticed(facts, action, due, rule=rule, detail=detail):
+        rule, detail = _announced(planned, due)
+        if self.registry.lifecycle.noticed(facts, action, due, rule=rule, detail=detail):
+            self.noticed += 1
+            self._submit_notice(planned, action, due)
+
+    def _ask_hook(self, planned: Planned) -> None:
+        """The hook is asked even if the sweep that announced it died, or lost Redis, before it came to that."""
+        due = planned.facts.noticed[self.kind]
+        if due - (planned.policy.notice_before or 0) > self.now - NOTICE_AGAIN_MS:
+            self._submit_notice(planned, self.kind, due)
+
+    def _submit_notice(self, planned: Planned, action: str, due: int) -> None:
+        if not self.here.settings.notice_hook:
             return
-        self.noticed += 1
-        if self.here.settings.notice_hook:
-            # One job per announcement, whoever submits it how often.
-            job = str(uuid.uuid5(uuid.NAMESPACE_URL, f"mothball:notice:{facts.id}:{facts.registration}:{action}:{due}"))
-            args = {"workspace": facts.id, "action": action, "due": due, "rule": rule, "detail": detail}
-            self._submit(NOTICE_TASK, args, None, job_id=job, queue="control")
+        facts, (rule, detail) = planned.facts, _announced(planned, due)
+        # One job per announcement, whoever submits it how often.
+        job = str(uuid.uuid5(uuid.NAMESPACE_URL, f"mothball:notice:{facts.id}:{facts.registration}:{action}:{due}"))
+        args = {"workspace": facts.id, "action": action, "due": due, "rule": rule, "detail": detail}
+        self._submit(NOTICE_TASK, args, None, job_id=job, queue="control")
 
     def _submit(self, task: str, args: dict[str, Any], lane: str | None, **fields: str) -> None:
         submitted = self.registry.jobs.submit(task, args, workspace=args["workspace"], lane=lane, origin="beat", **fields)
@@ -258,3 +271,9 @@ class _Run:
         later, self._later = self._later, []
         if later:
             self.registry.lifecycle.rescore(self.kind, later, version=version)
+
+
+def _announced(planned: Planned, due: int) -> tuple[str, str]:
+    """The rule and the detail of what is announced for `due`."""
+    why = next((each for each in planned.decision.rules if each.at == due and each.result == "later"), None)
+    return (why.rule, why.detail) if why is not None else ("", "")
