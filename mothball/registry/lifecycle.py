@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from mothball.errors import Busy, InvalidParams, InvalidTransition, MothballError, NotFound, Unavailable
+from mothball.errors import Busy, InvalidParams, InvalidTransition, MothballError, NotFound
 from mothball.policy import Facts
 from mothball.registry import encode, keys
 from mothball.registry.checks import MAX_TEXT
 from mothball.registry.connection import Connection
-from mothball.registry.facts import flat, read_facts
+from mothball.registry.facts import flat
 from mothball.registry.scripts import Scripts, pairs
 from mothball.registry.walks import Walks
 from mothball.registry.workspaces import Workspace, decode, held_by, missing
@@ -54,21 +54,6 @@ class Lifecycle(Walks):
         super().__init__(connection, settings)
         self._scripts = scripts
         self._tombstone_ms = settings.tombstone_seconds * 1000
-
-    def facts(self, ids: Sequence[str], *, job: str = "") -> list[Facts | None]:
-        """The facts of each of `ids`, None for one that is not registered. The lease of `job`, the asker's own, counts as none."""
-        return read_facts(self._connection, self._key, ids, job)
-
-    def readable(self, ids: Sequence[str]) -> list[Facts | str | None]:
-        """As `facts`; a text that says why for one that cannot be read. A damaged one costs only itself. Raises `Unavailable`."""
-        try:
-            return list(self.facts(ids))
-        except Unavailable:
-            raise
-        except Exception as error:  # one of them is damaged: which one?
-            if len(ids) == 1:
-                return [f"its record cannot be read ({type(error).__name__}: {error})"[:500]]
-            return [self.readable([each])[0] for each in ids]
 
     def rescore(self, kind: str, items: Sequence[tuple[str, int, int | None]], *, version: int | None = None) -> int:
         """When the sweeps look again: (id, score as read, ms of the next look; None: not by time alone).
@@ -324,16 +309,17 @@ class Lifecycle(Walks):
 
         now = self._connection.time_ms()
         live = check_list(active_ids, as_of, now, force=force)
-        found = [each for each in self.scope(host=host, repo=repo) if each is not None]
-        unknown = sorted(live - {each.id for each in found})
+        found = dict(self.scope(host=host, repo=repo))
+        unknown = sorted(live - found.keys())
         if unknown:
             raise InvalidParams(f"the list names what is not registered there: {', '.join(unknown[:5])} ({len(unknown)} in all)")
-        verdicts = [(each, verdict(each, live, as_of, now)) for each in found]
+        known = [each for each in found.values() if isinstance(each, Facts)]
+        verdicts = [(each, verdict(each, live, as_of, now)) for each in known]
         partial = [each.id for each, reason in verdicts if reason == "present"]
         if partial:
             names = f"{', '.join(partial[:5])} ({len(partial)} in all)"
             raise InvalidParams(f"the list is not complete: somebody is present in {names}; nothing was changed")
-        out: dict[str, Any] = {"stranded": [], "kept": {}}
+        out: dict[str, Any] = {"stranded": [], "kept": {"unreadable": len(found) - len(known)} if len(found) > len(known) else {}}
         for each, reason in verdicts:
             kept = reason
             if not reason:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from mothball.errors import InvalidParams
+from mothball.errors import InvalidParams, Unavailable
 from mothball.names import check_host
 from mothball.policy import Facts
 from mothball.registry import keys
@@ -23,6 +23,21 @@ class Walks:
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
         self._key = keys.Keys(settings.namespace)
+
+    def facts(self, ids: Sequence[str], *, job: str = "") -> list[Facts | None]:
+        """The facts of each of `ids`, None for one that is not registered. The lease of `job`, the asker's own, counts as none."""
+        return read_facts(self._connection, self._key, ids, job)
+
+    def readable(self, ids: Sequence[str]) -> list[Facts | str | None]:
+        """As `facts`; a text that says why for one that cannot be read. A damaged one costs only itself. Raises `Unavailable`."""
+        try:
+            return list(self.facts(ids))
+        except Unavailable:
+            raise
+        except Exception as error:  # one of them is damaged: which one?
+            if len(ids) == 1:
+                return [f"its record cannot be read ({type(error).__name__}: {error})"[:500]]
+            return [self.readable([each])[0] for each in ids]
 
     def due(self, kind: str, limit: int, until: int | None = None, start: int = 0) -> list[Place]:
         """At most `limit` workspaces at which a sweep of `kind` (``evict``, ``stop``) has to look by `until` (None: now).
@@ -79,12 +94,12 @@ class Walks:
                 out += [place for place in places if after is None or (place[1], place[0]) > (after[1], after[0])]
         return out[: max(limit, 0)]
 
-    def scope(self, *, host: str | None = None, repo: str | None = None) -> Iterator[Facts | None]:
-        """The facts of every workspace of `host` and `repo`, or of the fleet, the oldest first."""
+    def scope(self, *, host: str | None = None, repo: str | None = None) -> Iterator[tuple[str, Facts | str]]:
+        """Every workspace of `host` and `repo`, or of the fleet, the oldest first: its id with what `readable` gives."""
         with self._connection.guard() as client:
             on_host = set(client.smembers(self._key("ws", "host", check_host(host)))) if host is not None else None
         after: Place | None = None
         while page := self.oldest(_PAGE, after, repo):
             after = page[-1]
             ids = [each for each, _ in page if on_host is None or each in on_host]
-            yield from read_facts(self._connection, self._key, ids)
+            yield from ((each, facts) for each, facts in zip(ids, self.readable(ids), strict=True) if facts is not None)

@@ -97,3 +97,10 @@ def test_d16_a_list_speaks_for_its_host_or_repo_only(bench: Bench) -> None:
     with pytest.raises(InvalidParams):
         later(bench, ["o/b#1"], as_of, repo="o/a")
     assert later(bench, ["o/b#1"], as_of, host="h1")["stranded"] == ["o/a#1"]
+
+
+def test_d16_a_damaged_record_stays_and_keeps_no_other_from_being_stranded(bench: Bench) -> None:
+    as_of = fleet(bench)
+    bench.raw.hset(bench.key("ws:o/r#2"), "created_at", "yesterday")
+    assert later(bench, [], as_of, force=True) == {"stranded": ["o/r#1", "o/r#3"], "kept": {"unreadable": 1}}
+    assert later(bench, ["o/r#2"], as_of)["stranded"] == []
