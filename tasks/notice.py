@@ -84,11 +84,11 @@ def _extend(ctx: JobContext, args: NoticeArgs, until: int) -> str:
     """Put it off until then; '' when that is done, else why not."""
     for _ in range(_TRIES):
         facts = _facts(ctx, args)
+        if facts.extended_until is not None and facts.extended_until >= until:
+            return ""  # by the run of this job before this one, or for longer
         most = ctx.registry.policies.book().of(facts).max_extensions
         if facts.extensions >= most:
             return f"it was put off {facts.extensions} times, and max_extensions={most}"
-        if facts.extended_until is not None and facts.extended_until >= until:
-            return "it was put off for as long already"
         if ctx.registry.lifecycle.extend(facts, until, BY, most):
             return ""
     raise Busy(what=f"workspace {args.workspace}", reason="others change it all the time")

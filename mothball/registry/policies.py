@@ -52,7 +52,7 @@ class PolicyBook(msgspec.Struct, frozen=True):
 
     def levels(self, of: Facts | Workspace) -> list[tuple[str, Mapping[str, Any]]]:
         """The levels that apply to a workspace with their names, the weakest first."""
-        if problem := self.damaged.get(f"{_REPO}{of.repo}"):
+        if of.repo is not None and (problem := self.damaged.get(_REPO + of.repo)):
             raise InvalidParams(problem)
         found: list[tuple[str, Mapping[str, Any]]] = [("setting", self.default), ("fleet", self.fleet)]
         if of.repo is not None and of.repo in self.repos:
@@ -66,7 +66,9 @@ class PolicyBook(msgspec.Struct, frozen=True):
         """
         if workspace.policy:
             return policy.merge(*(level for _, level in self.levels(workspace)), strict=False)
-        repo = workspace.repo if workspace.repo in self.repos or f"{_REPO}{workspace.repo}" in self.damaged else None
+        repo = workspace.repo
+        if repo is not None and repo not in self.repos and _REPO + repo not in self.damaged:
+            repo = None
         if repo not in self.cache:
             self.cache[repo] = policy.merge(*(level for _, level in self.levels(workspace)), strict=False)
         return self.cache[repo]

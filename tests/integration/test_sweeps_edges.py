@@ -80,6 +80,12 @@ def test_d70_a_repo_whose_policy_cannot_be_read_keeps_its_own_and_stops_nobody_e
     assert fleet.registry.policies.book().of(fleet.facts("acme/a#1")).ttl == 3 * DAY
 
 
+def test_d70_a_repo_named_none_is_not_the_repo_of_those_that_have_none(fleet: Sweeping) -> None:
+    fleet.add("plain", 25 * HOUR)
+    fleet.raw.hset(fleet.key("policies"), "repo:None", "{")
+    assert fleet.sweep()["evicted"] == {"ttl": 1}
+
+
 def test_another_setting_of_the_policy_makes_the_sweeps_look_at_every_workspace(make_fleet: Callable[..., Sweeping]) -> None:
     """Those of ttl=never have no time at which to look, those of ttl=30d one that is far away."""
     for before, after in (("ttl=never", "ttl=1h"), ("ttl=30d", "ttl=1h")):

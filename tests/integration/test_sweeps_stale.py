@@ -237,6 +237,21 @@ def test_a_veto_puts_it_off_as_often_as_the_policy_allows(make_fleet: Callable[.
     assert len({job.id for job in fleet.jobs("workspace.notice")}) == 3
 
 
+def test_a_veto_whose_job_died_after_it_counted_is_no_second_one_and_not_refused(
+    make_fleet: Callable[..., Sweeping], tmp_path: Path
+) -> None:
+    fleet = make_fleet(notice_hook=hook(tmp_path, 'print(\'{"extend": "1h"}\')'))
+    fleet.policy(ttl="10h", notice_before="30m", max_extensions=1)
+    fleet.add("w", 9 * HOUR + 45 * MINUTE)
+    fleet.sweep()
+    [job] = fleet.jobs("workspace.notice")
+    until = job.args["due"] + HOUR
+    assert fleet.registry.lifecycle.extend(fleet.facts("w"), until, "notice_hook", 1)
+    outcome = deliver(job)
+    assert (outcome["answer"], outcome["until"]) == ("extended", until)
+    assert (fleet.registry.workspaces.get("w").extensions, fleet.events("workspace.veto_refused")) == (1, [])
+
+
 @pytest.mark.parametrize("answer", ["print('maybe?')", "raise SystemExit(1)", 'print(\'{"extend": "never"}\')'])
 def test_a_hook_that_fails_or_prints_garbage_is_told_and_vetoes_nothing(
     make_fleet: Callable[..., Sweeping], tmp_path: Path, answer: str
