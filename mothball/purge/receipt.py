@@ -75,6 +75,11 @@ def gap_dicts(gaps: list[Gap]) -> list[dict[str, Any]]:
     return fitting([msgspec.to_builtins(gap) for gap in gaps[:LISTED_GAPS]], RESULT_BYTES)
 
 
+def git_dicts(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first repositories as far as they fit into a receipt: with the gaps, it must go into a tombstone of 64 KiB."""
+    return fitting(states, RESULT_BYTES // 2)
+
+
 def explain_gaps(gaps: list[Gap]) -> str:
     """The gaps as one text for a person, the first ones by name."""
     shown = "; ".join(str(gap)[:300] for gap in gaps[:SHOWN_GAPS])

@@ -19,7 +19,7 @@ from mothball.purge.aside import Aside, State, open_aside, put_back, sibling_nam
 from mothball.purge.gitguard import git_losses
 from mothball.purge.look import Look, look
 from mothball.purge.place import Others, Place, open_place, real_path
-from mothball.purge.receipt import Gap, Receipt, Report, explain_gaps, gap_dicts, read_back
+from mothball.purge.receipt import Gap, Receipt, Report, explain_gaps, gap_dicts, git_dicts, read_back
 from mothball.purge.removal import delete
 from mothball.purge.survey import Survey, mounts_below, survey, users_of
 from mothball.settings import Settings
@@ -296,7 +296,7 @@ class Purge:
             verified_at=known.verified_at,
             directory="deleted",
             omitted=dict(sorted(looked.omitted.items())),
-            git=known.git,
+            git=git_dicts(known.git),
             forced=gap_dicts(missing),
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mothball.errors import Busy
+from mothball.registry import encode
 from tests.unit.purge.conftest import NOW, Git, PurgeYard
 
 
@@ -160,6 +162,21 @@ def test_repositories_in_ignored_folders_are_asked_too(yard: PurgeYard, pushed: 
     assert missing(yard) == ""
     pushed.commit("g")
     assert "repo: 1 commit" in missing(yard)
+
+
+def test_a_receipt_of_many_repositories_in_deep_folders_fits_into_a_tombstone(yard: PurgeYard) -> None:
+    deep = yard.ws.joinpath(*("d" * 200 for _ in range(5)))
+    deep.mkdir(parents=True)
+    Git(deep / "r")("init", "-q")
+    for number in range(49):
+        shutil.copytree(deep / "r", deep / f"r{number}")
+    for number in range(40):
+        os.mkfifo(deep / f"pipe{number}")
+    yard.taken()
+    receipt = yard.purge(force=True)
+    assert 10 < len(receipt.git) < 50
+    assert len(receipt.forced) > 10
+    encode.dumps(receipt.to_dict(), "receipt", encode.MAX_DOCUMENT_BYTES)
 
 
 def _garbage(folder: Path) -> None:
