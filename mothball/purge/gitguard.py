@@ -15,7 +15,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from mothball.capture.gitdir import MAX_CONFIG, SMALL, GitFault, Refs, open_belo
 from mothball.capture.gitstate import EMPTY_TREE, GITFILE, MAX_REPOSITORIES, TOTAL_SECONDS, Question, git_states
 from mothball.capture.types import printable
 from mothball.purge.receipt import Gap
+from mothball.purge.remotes import held_prefixes
 from mothball.store.below import FILE_FLAGS
 from mothball.store.read import show
 
@@ -43,10 +44,11 @@ def git_losses(
 ) -> tuple[list[Gap], list[dict[str, Any]]]:
     """What of the repositories in `repositories` (folders relative to `root`) nothing else holds, and their states for the receipt.
 
-    Lost would be: commits that no remote-tracking ref has, of any branch, tag or other ref, of a detached HEAD, of submodules that
-    are not checked out and of linked worktrees; stashes; what is staged and neither committed nor on disk as it is; working trees
-    elsewhere that live from this repository. Whatever could not be found out counts as lost. A ``.git`` file is only a pointer:
-    what it points to is not deleted, or is a ``.git`` of its own here.
+    Lost would be: commits that no remote-tracking ref of a remote that stays has, of any branch, tag or other ref, of a detached
+    HEAD, of submodules that are not checked out and of linked worktrees; stashes; what is staged and neither committed nor on disk
+    as it is; files of git-annex; working trees elsewhere that live from this repository. Whatever could not be found out counts as
+    lost. A ``.git`` file is only a pointer: what it points to is not deleted, is a ``.git`` of its own here, or is captured as any
+    folder is (`ignored_git_folders`).
     """
     gaps: list[Gap] = []
     folders: list[str] = []
@@ -81,6 +83,26 @@ def git_losses(
             except (OSError, ValueError) as error:
                 gaps.append(_gap(path, f"the repository could not be examined: {getattr(error, 'strerror', None) or error}"))
     return gaps, states
+
+
+def ignored_git_folders(root_fd: int, root: bytes, repositories: Sequence[bytes], known: Container[bytes]) -> list[Gap]:
+    """Git folders in the workspace that only a ``.git`` file leads to (``--separate-git-dir``) and that are not among the `known`.
+
+    One that is no ``.git`` is captured like any other folder, unless the workspace's rules leave it out.
+    """
+    gaps = []
+    for place in repositories:
+        with suppress(OSError, GitFault):
+            fd = open_below(root_fd, place)
+            try:
+                match = GITFILE.match(read_file(fd, ".git", SMALL) or b"")
+            finally:
+                os.close(fd)
+            target = os.path.realpath(os.path.join(root, place, match[1].rstrip())) if match else b""  # noqa: PTH118 -- bytes
+            below = target.removeprefix(root.rstrip(b"/") + b"/")
+            if below != target and b".git" not in below.split(b"/") and below + b"/HEAD" not in known and os.path.isdir(target):  # noqa: PTH112
+                gaps.append(_gap(os.fsdecode(place), f"its git folder {show(below)} is left out of captures"))
+    return gaps
 
 
 def _kind(root_fd: int, path: str) -> str:
@@ -134,6 +156,7 @@ class _Losses:
             staged = self._staged(own, work)
             found += [f"{_many(staged, 'staged file is', 'staged files are')} neither committed nor on disk"] if staged else []
             found += self._worktrees(own)
+            found += self._annexed(own)
             for name, module in _modules(own, "modules", 0):
                 keep(module)
                 found += self._commits(module, f" of the submodule {show(os.fsencode(name))}")
@@ -144,7 +167,9 @@ class _Losses:
     def _commits(self, own: int, whose: str) -> list[str]:
         refs = Refs(own, own)
         refs.head()
-        pushed = refs.under(b"refs/remotes/")
+        work = os.path.join(self._root, os.fsencode(self._path))  # noqa: PTH118 -- bytes
+        held = held_prefixes(read_file(own, "config", MAX_CONFIG) or b"", self._root, work)
+        pushed = {sha for prefix in held for sha in refs.under(prefix)}
         stash = refs.resolve(b"refs/stash")  # counted as stashes
         tips = (refs.under(b"refs/") | _heads(own)) - pushed - {stash or b""}
         for name, _ in _folders(own, "worktrees"):
@@ -218,6 +243,17 @@ class _Losses:
             if outside
             else []
         )
+
+    def _annexed(self, own: int) -> list[str]:
+        """git-annex puts links into the working tree and keeps the files themselves in the git folder."""
+        try:
+            objects = open_below(own, "annex/objects")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        try:
+            return ["files of git-annex are in its git folder alone (`git annex drop`)"] if os.listdir(objects) else []  # noqa: PTH208
+        finally:
+            os.close(objects)
 
     def _question(self, own: int) -> Question:
         objects = open_below(own, "objects")

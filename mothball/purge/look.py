@@ -42,6 +42,8 @@ class Look:
         self.omitted: Counter[str] = Counter()
         self.captured: set[bytes] = set()
         """Paths that the capture holds as they are, folders included."""
+        self.uncaptured: set[bytes] = set()
+        """Paths that the next capture would hold."""
         self.files = 0
         self.bytes = 0
 
@@ -70,6 +72,7 @@ def look(
                     found.changed.append(Gap(show(old.row.path), "changed", "is in the capture and not on disk any more"))
                 old = next(held, None)
             if old is None or old.row.path != path:
+                found.uncaptured.add(path)
                 found.changed.append(Gap(show(path), "not_captured", "is not in the capture" if tree is not None else ""))
                 continue
             difference = _difference(entry_of(old), entry, reader, report, content=content, partly=partly)
@@ -77,6 +80,7 @@ def look(
             if isinstance(difference, Unread):
                 _omitted(found, Omission(entry.path, difference.reason, entry.size, difference.detail))
             elif difference:
+                found.uncaptured.add(path)
                 found.changed.append(Gap(show(path), "changed", f"differs from the capture ({difference})"))
             else:
                 found.captured.add(path)

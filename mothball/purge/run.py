@@ -16,7 +16,7 @@ import msgspec
 from mothball.capture.types import CaptureOptions
 from mothball.errors import Busy, Corrupt, OperationFailed, Oversize, PathNotAllowed
 from mothball.purge.aside import Aside, State, open_aside, put_back, sibling_name
-from mothball.purge.gitguard import git_losses
+from mothball.purge.gitguard import git_losses, ignored_git_folders
 from mothball.purge.look import Look, look
 from mothball.purge.place import Others, Place, open_place, real_path
 from mothball.purge.receipt import Gap, Receipt, Report, explain_gaps, gap_dicts, git_dicts, read_back
@@ -211,6 +211,8 @@ class Purge:
             except (Corrupt, OSError) as error:
                 text = error.message if isinstance(error, Corrupt) else f"cannot be read: {error.strerror}"
                 gaps.append(Gap("", _UNLOOKED, f"its capture {ref.digest if ref else ''} is damaged: {text}"))
+            if self._git_guard:
+                gaps += ignored_git_folders(root, self.place.real, list(repositories), looked.captured | looked.uncaptured)
             known = {gap.path for gap in gaps}
             return Examination(
                 ref=ref,

@@ -164,6 +164,59 @@ def test_repositories_in_ignored_folders_are_asked_too(yard: PurgeYard, pushed: 
     assert "repo: 1 commit" in missing(yard)
 
 
+def test_clones_that_name_each_other_as_remotes_hold_nothing_when_both_go(yard: PurgeYard) -> None:
+    first = Git(yard.ws / "first")
+    first("init", "-q")
+    first.commit()
+    second = Git(yard.ws / "second")
+    second("init", "-q")
+    second("remote", "add", "origin", "../first")
+    second("fetch", "-q", "origin")
+    second("checkout", "-q", "main")
+    first("remote", "add", "copy", str(second.folder))
+    first("fetch", "-q", "copy")
+    found = missing(yard)
+    assert "first: 1 commit that no remote" in found
+    assert "second: 1 commit that no remote" in found
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_remote_on_this_host_that_is_not_there_any_more_holds_nothing(yard: PurgeYard, pushed: Git, scheme: str) -> None:
+    pushed("remote", "set-url", "origin", f"{scheme}{yard.base / 'remote.git'}")
+    assert missing(yard) == ""
+    (yard.base / "remote.git").rename(yard.base / "elsewhere.git")
+    assert "repo: 1 commit that no remote" in missing(yard)
+
+
+def test_refs_of_a_remote_that_was_never_configured_hold_nothing(yard: PurgeYard, pushed: Git) -> None:
+    commit = pushed.commit("g")
+    pushed("update-ref", "refs/remotes/mine/main", commit)
+    assert "repo: 1 commit that no remote" in missing(yard)
+
+
+def test_files_of_git_annex_lie_in_the_git_folder_alone(yard: PurgeYard, pushed: Git) -> None:
+    content = pushed.folder / ".git" / "annex" / "objects" / "x1" / "SHA256E-s3"
+    content.parent.mkdir(parents=True)
+    content.write_text("big")
+    (pushed.folder / "big.bin").symlink_to(os.path.relpath(content, pushed.folder))
+    assert "files of git-annex" in missing(yard)
+
+
+def test_a_git_folder_apart_that_the_rules_leave_out_refuses_and_a_captured_one_does_not(yard: PurgeYard) -> None:
+    (yard.ws / "cache").mkdir()
+    git = Git(yard.ws / "repo")
+    git("init", "-q", "--separate-git-dir", str(yard.ws / "cache" / "store"))
+    git.commit()
+    assert missing(yard) == ""
+    git.commit()
+    with yard.opened() as purge:  # after its capture, so that the next one holds it
+        known = purge.examine(content=False, now_ms=lambda: NOW)
+    assert known is not None
+    assert (known.gaps, known.changed != []) == ([], True)
+    (yard.ws / ".mothballignore").write_text("cache/\n")
+    assert "repo: its git folder cache/store is left out of captures" in missing(yard)
+
+
 def test_a_receipt_of_many_repositories_in_deep_folders_fits_into_a_tombstone(yard: PurgeYard) -> None:
     deep = yard.ws.joinpath(*("d" * 200 for _ in range(5)))
     deep.mkdir(parents=True)
