@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mothball.admission import admit
 from mothball.capture import CaptureRequest, CaptureResult
 from mothball.errors import InvalidParams
-from mothball.names import check_workspace_id
 from mothball.registry.kept import kept_record
 from mothball.settings import Settings
 from tasks.context import JobContext, patiently
 from tasks.job import Outcome, job_task
-from tasks.spec import condense
+from tasks.spec import WorkspaceId, condense
 
 log = structlog.stdlib.get_logger("mothball.capture")
 _SOFT_MARGIN_SECONDS = 60
@@ -44,19 +43,11 @@ class CaptureArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    workspace: str = Field(description="id of a registered workspace")
+    workspace: WorkspaceId = Field(description="id of a registered workspace")
     paths: list[str] | None = Field(default=None, description="read these again even if their stat says unchanged")
     full: bool = Field(default=False, description="write one fresh layer instead of a difference")
     verify: bool = Field(default=False, description="read back what was written")
     options: CaptureOptions = CaptureOptions()
-
-    @field_validator("workspace")
-    @classmethod
-    def _is_an_id(cls, value: str) -> str:
-        try:
-            return check_workspace_id(value)
-        except InvalidParams as error:
-            raise ValueError(error.message) from None
 
 
 def hard_limit(settings: Settings) -> int:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import structlog
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from mothball.errors import InvalidParams
-from mothball.names import check_workspace_id
 from mothball.registry.standing import StoreFacts
 from mothball.settings import Settings
 from mothball.store import Store
@@ -18,6 +16,7 @@ from tasks.context import JobContext, patiently
 from tasks.hosts import HostArgs, ask_hosts
 from tasks.job import Outcome, job_task
 from tasks.services import Services
+from tasks.spec import WorkspaceId
 from tasks.sweep import sweep_task
 
 log = structlog.stdlib.get_logger("mothball.collect")
@@ -40,16 +39,8 @@ class CollectArgs(HostArgs):
 class UndeleteArgs(HostArgs):
     """Arguments of store.undelete."""
 
-    workspace: str = Field(description="id of a workspace, registered or not")
+    workspace: WorkspaceId = Field(description="id of a workspace, registered or not")
     ref: str | None = Field(default=None, description="name or digest; null: everything of it that is in the trash")
-
-    @field_validator("workspace")
-    @classmethod
-    def _is_an_id(cls, value: str) -> str:
-        try:
-            return check_workspace_id(value)
-        except InvalidParams as error:
-            raise ValueError(error.message) from None
 
 
 @job_task(name=COLLECT_TASK, args=CollectArgs, queue="host", lane=COLLECT_LANE, time_limit=7200, soft_time_limit=7140)

@@ -7,16 +7,16 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from mothball.capture import CaptureResult
-from mothball.errors import Busy, InvalidParams, InvalidTransition, LeaseLost, MothballError, NotRunning, TransientFailure
-from mothball.names import check_workspace_id
+from mothball.errors import Busy, InvalidTransition, LeaseLost, MothballError, NotRunning, TransientFailure
 from mothball.policy import Facts, Policy, decide
 from mothball.registry import Workspace
 from mothball.runtime import Alive, Driver, Stopped, driver_for
 from tasks.capture import CaptureArgs, capture_now
 from tasks.context import JobContext, patiently
+from tasks.spec import WorkspaceId
 
 log = structlog.stdlib.get_logger("mothball.ending")
 ASKED: Final = "asked"
@@ -38,21 +38,13 @@ class EndArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    workspace: str = Field(description="id of a registered workspace")
+    workspace: WorkspaceId = Field(description="id of a registered workspace")
     rule: str = Field(
         default=ASKED, pattern=r"^[a-z][a-z0-9._-]{0,63}$", description="the rule that asks for it; `asked`: a person"
     )
     detail: str = Field(default="", max_length=4096, description="why, for people")
     by: str = Field(default="", max_length=4096, description="who asks")
     force: bool = Field(default=False, description="although somebody works in it; a hold refuses all the same")
-
-    @field_validator("workspace")
-    @classmethod
-    def _is_an_id(cls, value: str) -> str:
-        try:
-            return check_workspace_id(value)
-        except InvalidParams as error:
-            raise ValueError(error.message) from None
 
     @property
     def asked(self) -> bool:

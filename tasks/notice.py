@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from mothball import durations, hook
-from mothball.errors import Busy, InvalidParams
-from mothball.names import check_workspace_id
+from mothball.errors import Busy
 from mothball.policy import Facts
 from tasks.context import JobContext, patiently
 from tasks.job import Outcome, job_task
+from tasks.spec import WorkspaceId
 
 log = structlog.stdlib.get_logger("mothball.notice")
 BY = "notice_hook"
@@ -25,19 +25,11 @@ class NoticeArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    workspace: str = Field(description="id of a registered workspace")
+    workspace: WorkspaceId = Field(description="id of a registered workspace")
     action: Literal["stop", "evict"] = Field(description="what was announced")
     due: int = Field(ge=0, description="when it happens, ms of Redis TIME")
     rule: str = Field(default="", max_length=64, description="the rule that asks for it")
     detail: str = Field(default="", max_length=4096, description="why, for people")
-
-    @field_validator("workspace")
-    @classmethod
-    def _is_an_id(cls, value: str) -> str:
-        try:
-            return check_workspace_id(value)
-        except InvalidParams as error:
-            raise ValueError(error.message) from None
 
 
 @job_task(name="workspace.notice", args=NoticeArgs, queue="control", time_limit=90, soft_time_limit=60, blames=False)

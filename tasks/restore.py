@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from mothball.errors import InvalidParams, LeaseLost, MothballError
-from mothball.names import check_workspace_id
+from mothball.errors import LeaseLost, MothballError
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.refs import LATEST
 from tasks.context import JobContext
 from tasks.hosts import HostArgs
 from tasks.job import Outcome, job_task
+from tasks.spec import WorkspaceId
 
 log = structlog.stdlib.get_logger("mothball.restore")
 MAX_PATH = 4096
@@ -40,16 +40,8 @@ class _Where(BaseModel):
 class RestoreArgs(_Where):
     """Arguments of workspace.restore."""
 
-    workspace: str = Field(description="id of a registered workspace")
+    workspace: WorkspaceId = Field(description="id of a registered workspace")
     ref: str = Field(default=LATEST, description="which capture: latest, snap-3 or a digest")
-
-    @field_validator("workspace")
-    @classmethod
-    def _is_an_id(cls, value: str) -> str:
-        try:
-            return check_workspace_id(value)
-        except InvalidParams as error:
-            raise ValueError(error.message) from None
 
 
 class HostRestoreArgs(_Where, HostArgs):

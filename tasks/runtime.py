@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import structlog
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from mothball import runtime
 from mothball.errors import InvalidParams, MothballError, NotRunning, OperationFailed, Unavailable
-from mothball.names import check_workspace_id
 from mothball.purge import put_back_interrupted
 from mothball.registry import Workspace, encode
 from mothball.runtime.health import Health, check_health
@@ -27,6 +26,7 @@ from tasks.context import JobContext, patiently
 from tasks.hosts import Bells, HostArgs
 from tasks.job import Outcome, job_task
 from tasks.services import current
+from tasks.spec import WorkspaceId
 
 log = structlog.stdlib.get_logger("mothball.runtime")
 
@@ -45,15 +45,7 @@ T = TypeVar("T")
 class LookArgs(HostArgs):
     """Arguments of the jobs that look at one workspace."""
 
-    workspace: str = Field(description="id of a workspace of that host")
-
-    @field_validator("workspace")
-    @classmethod
-    def _is_an_id(cls, value: str) -> str:
-        try:
-            return check_workspace_id(value)
-        except InvalidParams as error:
-            raise ValueError(error.message) from None
+    workspace: WorkspaceId = Field(description="id of a workspace of that host")
 
 
 @job_task(name="workspace.stats", args=LookArgs, queue="host", blames=False, time_limit=90, soft_time_limit=80)

@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from mothball.errors import InvalidParams, NotFound
-from mothball.names import check_workspace_id
 from mothball.settings import Settings
 from mothball.store import RefIndex, Store
 from mothball.store.reserve import Reserve
@@ -22,6 +21,7 @@ from tasks.context import JobContext, patiently
 from tasks.hosts import HostArgs, ask_hosts
 from tasks.job import Outcome, job_task
 from tasks.services import Services
+from tasks.spec import WorkspaceId
 from tasks.sweep import sweep_task
 
 log = structlog.stdlib.get_logger("mothball.snapshot")
@@ -45,16 +45,8 @@ class SnapshotArgs(CaptureArgs):
 class _NamedSnapshots(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    workspace: str = Field(description="id of a registered workspace")
+    workspace: WorkspaceId = Field(description="id of a registered workspace")
     snapshots: list[str] = Field(min_length=1, max_length=MAX_NAMED, description="names, such as snap-3")
-
-    @field_validator("workspace")
-    @classmethod
-    def _is_an_id(cls, value: str) -> str:
-        try:
-            return check_workspace_id(value)
-        except InvalidParams as error:
-            raise ValueError(error.message) from None
 
 
 class KeepArgs(_NamedSnapshots):
@@ -75,7 +67,7 @@ class RetainArgs(HostArgs):
     """Arguments of store.retain."""
 
     dry_run: bool = Field(default=False, description="say what would go and why; change nothing")
-    workspace: str | None = Field(default=None, description="only this workspace")
+    workspace: WorkspaceId | None = Field(default=None, description="only this workspace")
 
 
 @job_task(name="workspace.snapshot", args=SnapshotArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit)

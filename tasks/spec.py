@@ -10,18 +10,28 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from mothball.errors import ConfigError, InvalidParams, MothballError
-from mothball.names import check_host
+from mothball.names import check_host, check_workspace_id
 from mothball.registry import encode
 from mothball.settings import Settings
 
 Seconds = int | Callable[[Settings], int]
 """A limit: a number of seconds, or a function of the settings for limits that operators may change."""
 
+
+def _workspace_id(value: str) -> str:
+    try:
+        return check_workspace_id(value)
+    except InvalidParams as error:
+        raise ValueError(error.message) from None
+
+
+WorkspaceId = Annotated[str, AfterValidator(_workspace_id)]
+"""The id of a workspace, as an argument of a task."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*\Z")
 _REQUIRED = ("name", "args", "queue", "time_limit", "soft_time_limit")
 _OPTIONAL = {"lane": None, "ignore_result": False, "blames": True}

@@ -6,10 +6,8 @@ from typing import Any
 
 import msgspec
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from mothball.errors import InvalidParams
-from mothball.names import check_workspace_id
 from mothball.registry import Workspace
 from mothball.registry.kept import kept_record
 from mothball.settings import Settings
@@ -19,6 +17,7 @@ from mothball.store.refs import LATEST, Ref, RefIndex
 from mothball.store.snapshots import add_snapshot, as_snapshot, check_label, clean_states, snapshots
 from tasks.context import JobContext, patiently
 from tasks.job import Outcome, job_task
+from tasks.spec import WorkspaceId
 
 log = structlog.stdlib.get_logger("mothball.transfer")
 PULLED_FROM = PREFIX + "pulled-from"
@@ -33,15 +32,7 @@ _SOFT_MARGIN_SECONDS = 60
 class _TransferArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    workspace: str = Field(description="id of a registered workspace")
-
-    @field_validator("workspace")
-    @classmethod
-    def _is_an_id(cls, value: str) -> str:
-        try:
-            return check_workspace_id(value)
-        except InvalidParams as error:
-            raise ValueError(error.message) from None
+    workspace: WorkspaceId = Field(description="id of a registered workspace")
 
 
 class PushArgs(_TransferArgs):

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import structlog
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from mothball.capture.listing import RESULT_BYTES, fitting
-from mothball.errors import InvalidParams
-from mothball.names import check_workspace_id
 from mothball.settings import Settings
 from mothball.store import Store
 from tasks.context import JobContext, patiently
 from tasks.hosts import HostArgs, ask_hosts
 from tasks.job import Outcome, job_task
 from tasks.services import Services
+from tasks.spec import WorkspaceId
 from tasks.sweep import sweep_task
 
 log = structlog.stdlib.get_logger("mothball.verify")
@@ -31,21 +30,13 @@ _SOFT_MARGIN_SECONDS = 60
 class VerifyArgs(HostArgs):
     """Arguments of store.verify."""
 
-    workspace: str | None = Field(default=None, description="only the captures of this workspace")
+    workspace: WorkspaceId | None = Field(default=None, description="only the captures of this workspace")
     level: Literal["structure", "sample", "deep", "content"] = Field(default="structure", description="how much is read")
     sample_percent: float | None = Field(
         default=None, gt=0, le=100, description="share of the bytes of level sample; null: the setting"
     )
     seed: int | None = Field(default=None, ge=0, description="chooses the sample; null: any")
     repair_from: str | None = Field(default=None, description="REGISTRY/REPO from which damaged blobs are fetched again")
-
-    @field_validator("workspace")
-    @classmethod
-    def _is_an_id(cls, value: str | None) -> str | None:
-        try:
-            return None if value is None else check_workspace_id(value)
-        except InvalidParams as error:
-            raise ValueError(error.message) from None
 
 
 def hard_limit(settings: Settings) -> int:
