@@ -9,6 +9,7 @@ docker know their own better.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from mothball.errors import NotRunning, OperationFailed
@@ -20,6 +21,8 @@ from mothball.runtime.proc import Proc
 from mothball.runtime.usage import stats_of
 
 Key = tuple[int, int]
+_SHARED = re.compile(r".*\.slice|(session-.*|init)\.scope|(user@.*|cron|crond|atd|ssh|sshd)\.service")
+"""Cgroups of logins and timetables: whoever is left in one as the eldest is not the one that it was made for."""
 
 
 class ProcessDriver:
@@ -118,6 +121,8 @@ class ProcessDriver:
         group = proc.cgroup(leader.pid)
         mine = proc.cgroup("self")
         if leader.dead or group in {"", "/"} or group.startswith("/..") or _below(mine, group) or "(deleted)" in group:
+            return []
+        if _SHARED.fullmatch(group.rpartition("/")[2]):
             return []
         members = [each for each in processes.values() if _below(proc.cgroup(each.pid), group)]
         if any(each.started < leader.started for each in members):

@@ -76,12 +76,12 @@ class _Measure:
         try:
             with os.scandir(fd) as scan:
                 for entry in scan:
-                    if not self.complete and time.monotonic() >= self._deadline:
+                    # At each name: a single folder may hold millions.
+                    if time.monotonic() >= self._deadline:
+                        self.complete = False
                         return
                     self._entry(fd, entry, depth)
         except OSError:
-            self.complete = False
-        if time.monotonic() >= self._deadline:
             self.complete = False
 
     def _entry(self, fd: int, entry: os.DirEntry[str], depth: int) -> None:
@@ -99,7 +99,7 @@ class _Measure:
             self.bytes += found.st_blocks * _BLOCK
             return
         self.bytes += found.st_blocks * _BLOCK
-        if depth >= MAX_DEPTH or time.monotonic() >= self._deadline:
+        if depth >= MAX_DEPTH:
             self.complete = False
             return
         with suppress(FileNotFoundError):

@@ -116,6 +116,15 @@ sleep()
     assert {each["pid"] for each in found} == {process.pid}
 
 
+def test_n26_many_https_ports_are_all_seen_in_the_one_second(bench: Bench, certificate: Path) -> None:
+    process = bench.start(
+        SERVER + "\ntell(**{f'p{n}': serve('127.0.0.1', tls=True) for n in range(16)})\nsleep()\n", str(certificate), ""
+    )
+    ports = told(bench)
+    found = probe(bench.driver(process).ports())
+    assert {each["port"]: each["scheme"] for each in found} == dict.fromkeys(ports.values(), "https")
+
+
 def test_n26_a_probe_ends_within_a_second_whatever_the_server_does(bench: Bench) -> None:
     process = bench.start(
         SERVER

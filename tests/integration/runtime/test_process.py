@@ -13,6 +13,7 @@ import pytest
 from mothball.errors import Cancelled, InvalidParams, NotRunning, OperationFailed
 from mothball.runtime import driver_for, handle_of_pid, proc
 from mothball.runtime.ending import Ending
+from mothball.runtime.usage import disk_bytes
 from tests.integration.runtime.support import Bench, nothing
 from tests.support import eventually, not_permitted
 
@@ -428,6 +429,34 @@ def test_n24_stats_count_the_whole_tree_and_blocks_of_the_directory(bench: Bench
     assert 1 << 20 <= found.disk_bytes < (1 << 20) + 200_000
     assert found.disk_complete
     assert not found.stale
+
+
+def test_one_folder_of_many_files_is_not_measured_beyond_its_time(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / str(number)).write_bytes(b"x" * 4096)
+    whole, complete = disk_bytes(str(tmp_path))
+    assert complete
+    found, complete = disk_bytes(str(tmp_path), seconds=0)
+    assert not complete
+    assert found is not None
+    assert whole is not None
+    assert found < whole / 10
+
+
+@pytest.mark.parametrize("name", ["session-7.scope", "cron.service", "user-1000.slice"])
+def test_the_cgroup_of_a_login_is_nobodys_own_also_when_its_shell_has_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The eldest who is left of a login is not the one that it was made for."""
+    process = bench.start("say('leader'); sleep()")
+    bench.said("leader")
+    time.sleep(0.05)
+    stranger = bench.start("say('stranger'); sleep()")
+    bench.said("stranger")
+    both = {process.pid: f"/user.slice/{name}", stranger.pid: f"/user.slice/{name}"}
+    monkeypatch.setattr(proc, "cgroup", lambda pid: both.get(pid, "/worker"))  # this kernel may have no unified hierarchy
+    assert bench.driver(process).stop(5, nothing).how == "term"
+    assert bench.runs(stranger.pid)
 
 
 def test_the_directory_is_gone_and_the_processes_are_measured_all_the_same(bench: Bench) -> None:
