@@ -31,6 +31,8 @@ BY: Final = "policy"
 NOTICE_TASK, RECONCILE_TASK, RECONCILE_LANE = "workspace.notice", "runtime.reconcile", "reconcile"
 MOST_SECONDS: Final = 60.0
 """A sweep takes half its interval and never more than this; what is left waits for the next one."""
+LIMITS_PART: Final = 0.25
+"""Part of that time that is left for cap and budget."""
 _SOFT_SECONDS, _HARD_SECONDS = 150, 180
 _GIVE_UP_AFTER = 2
 """Calls in a row that may find no Redis: each waits seconds, and the next sweep comes anyway."""
@@ -88,7 +90,10 @@ class _Run:
         self.noticed = 0
         self._later: list[tuple[str, int, int | None]] = []
         self._unavailable = 0
-        self._end = time.monotonic() + min(every / 2, MOST_SECONDS)
+        span = min(every / 2, MOST_SECONDS)
+        self._end = time.monotonic() + span
+        # The limits come last, and a part of the time is theirs however much is due.
+        self._due_end = self._end - (span * LIMITS_PART if kind == "evict" else 0)
         # The time of Redis, once: what becomes due while this runs is the next one's, so this one ends.
         self.now = self.registry.time_ms()
         self._hosts: dict[str, int] | None = None
@@ -139,7 +144,7 @@ class _Run:
                         self._try(self._act, planned)
                 finally:
                     self._put_off(book.version)
-                if len(due) < size or self.late:
+                if len(due) < size or time.monotonic() >= self._due_end:
                     return
         except _GiveUp:
             log.warning("the registry does not answer; the next sweep goes on")

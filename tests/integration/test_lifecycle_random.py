@@ -19,8 +19,9 @@ LOOK_MS = 61_000
 """A lease or a queued job that ends before it would have had to is seen at the time at which it would have."""
 NAMES = ("o/a#1", "o/a#2", "o/b#1", "plain")
 POLICIES = (
-    {"ttl": "10h"}, {"ttl": "never", "idle_ttl": "5h"}, {"ttl": "never"}, {"ttl": "10h", "stop_after": "2h"}, {"ttl": "10h", "cap": 2},
-    {"ttl": "10h", "stop_after": "2h", "notice_before": "30m"}, {"ttl": "never", "budget": "200", "stranded_for": "1h"},
+    {"ttl": "10h"}, {"ttl": "never", "idle_ttl": "5h"}, {"ttl": "never"}, {"ttl": "10h", "cap": 2},
+    {"ttl": "10h", "stop_after": "2h"}, {"ttl": "10h", "stop_after": "2h", "notice_before": "30m"},
+    {"ttl": "never", "budget": "200", "stranded_for": "1h"},
     {"ttl": "9h", "presence_limit": "3h", "max_age": "11h"},
 )  # fmt: skip
 OWN = (None, {"ttl": "7h"}, {"stop_after": "1h"}, {"max_age": "6h", "ttl": "5h"})

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import tasks.lifecycle
 from mothball import admission
 from mothball.errors import Unavailable
-from mothball.settings import Settings
 from tests.integration.sweeping import DAY, HOUR, MINUTE, Sweeping
-from workers.redis_server import RedisServer
 
 KIB = 1024
-
-
-@pytest.fixture
-def make_fleet(private_redis: RedisServer, make_settings: Callable[..., Settings]) -> Iterator[Callable[..., Sweeping]]:
-    made: list[Sweeping] = []
-
-    def make(**settings: Any) -> Sweeping:
-        made.append(Sweeping(make_settings(**{"host": "h1", "redis_timeout": 2.0, **settings})))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
-def fleet(make_fleet: Callable[..., Sweeping]) -> Sweeping:
-    return make_fleet()
 
 
 def store(fleet: Sweeping, ident: str, size: int) -> None:
@@ -144,3 +126,26 @@ def test_who_registers_a_workspace_again_is_not_evicted_for_idleness_in_that_mom
     assert (created, record.last_signal) == (False, "register")
     assert fleet.registry.lifecycle.evict(planned.facts, rule="idle_ttl") == "changed"
     assert fleet.sweep()["evicted"] == {}
+
+
+def test_what_expired_does_not_take_all_the_time_of_the_limits(
+    make_fleet: Callable[..., Sweeping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a change of policy in a large fleet: there is more to look at than one sweep, or ten, can do."""
+    fleet = make_fleet(sweep_batch=1)
+    fleet.add("stored", HOUR)
+    store(fleet, "stored", 10 * KIB)
+    fleet.policy(budget="5KiB")
+    for number in range(100):
+        fleet.add(f"w{number}", 25 * HOUR)
+    clock, due = SimpleNamespace(now=0.0), fleet.registry.lifecycle.due
+
+    def a_second_each(*args: Any) -> Any:
+        clock.now += 1.0
+        return due(*args)
+
+    monkeypatch.setattr(fleet.registry.lifecycle, "due", a_second_each)
+    monkeypatch.setattr(tasks.lifecycle, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    done = fleet.sweep()
+    assert done["evicted"] == {"budget": 1, "ttl": 45}
+    assert done["remaining"] == 55
