@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +10,11 @@ import pytest
 from celery.exceptions import Ignore
 
 from mothball.errors import Gone
-from mothball.settings import Settings
 from tasks import services
 from tasks.sweep import SWEEPS, sweep
 from tests.integration.sweeping import DAY, HOUR, MINUTE, Sweeping, tree
 from workers.app import app
-from workers.redis_server import RedisServer
 from workers.schedule import beat_schedule
-
-
-@pytest.fixture
-def make_fleet(private_redis: RedisServer, make_settings: Callable[..., Settings]) -> Iterator[Callable[..., Sweeping]]:
-    made: list[Sweeping] = []
-
-    def make(**settings: Any) -> Sweeping:
-        made.append(Sweeping(make_settings(**{"host": "h1", "redis_timeout": 2.0, **settings})))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
-def fleet(make_fleet: Callable[..., Sweeping]) -> Sweeping:
-    """With the policy that a fleet has when nobody says anything."""
-    return make_fleet()
-
 
 # -- the seven tests of the original (B-77), on a fleet ----------------------------------------------------------------
 

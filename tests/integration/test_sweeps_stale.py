@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,29 +13,9 @@ import pytest
 
 import tasks.notice  # noqa: F401  # declares the job that is delivered below
 from mothball.registry import Job
-from mothball.settings import Settings
 from tasks.job import SPECS, execute
 from tasks.lifecycle import reconcile, sweep_expired
 from tests.integration.sweeping import DAY, HOUR, MINUTE, SECOND, Sweeping
-from workers.redis_server import RedisServer
-
-
-@pytest.fixture
-def make_fleet(private_redis: RedisServer, make_settings: Callable[..., Settings]) -> Iterator[Callable[..., Sweeping]]:
-    made: list[Sweeping] = []
-
-    def make(**settings: Any) -> Sweeping:
-        made.append(Sweeping(make_settings(**{"host": "h1", "redis_timeout": 2.0, **settings})))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
-def fleet(make_fleet: Callable[..., Sweeping]) -> Sweeping:
-    return make_fleet()
 
 
 def deliver(job: Job) -> dict[str, Any]:

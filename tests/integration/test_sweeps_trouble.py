@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,25 +20,6 @@ from tasks import services
 from tasks.lifecycle import stop_stale, sweep_expired
 from tests.integration.registry.support import Bench
 from tests.integration.sweeping import DAY, HOUR, MINUTE, SECOND, Sweeping
-from workers.redis_server import RedisServer
-
-
-@pytest.fixture
-def make_fleet(private_redis: RedisServer, make_settings: Callable[..., Settings]) -> Iterator[Callable[..., Sweeping]]:
-    made: list[Sweeping] = []
-
-    def make(**settings: Any) -> Sweeping:
-        made.append(Sweeping(make_settings(**{"host": "h1", "redis_timeout": 2.0, **settings})))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
-def fleet(make_fleet: Callable[..., Sweeping]) -> Sweeping:
-    return make_fleet()
 
 
 def many(fleet: Sweeping, number: int, age: int) -> None:
