@@ -287,7 +287,9 @@ def _cap(facts: Facts, policy: Policy, _now: int) -> Line:
     if facts.mode != "ephemeral":
         return Line("cap", "evict", None, None, f"only for ephemeral ones; it is {facts.mode}", "exempt")
     if facts.over_cap:
-        return Line("cap", "evict", 0, None, "more workspaces than the cap allows, and it is the oldest of them")
+        # What was undeleted is the oldest again: without a pause the next sweep would take it from whoever brought it back.
+        starts = (facts.extended_until or 0) if facts.state_reason in ("undelete", "resume") else 0
+        return Line("cap", "evict", starts, None, "more workspaces than the cap allows, and it is the oldest of them")
     if policy.cap is None:
         return Line("cap", "evict", None, None, "cap=never", "off")
     return Line("cap", "evict", None, None, f"when there are more than {policy.cap} and it is the oldest")

@@ -175,7 +175,7 @@ class Policies:
             if not which:
                 return {"walking": self.walking(), "seen": 0, "repaired": 0}
             before = begun[which - 1]
-        walk = json.loads(before)
+        walk = _walk_at(before)
         seen = repaired = 0
         while seen < limit and (walk["todo"] or walk["cursor"] is not None):
             found, fixed = self._index(walk) if walk["todo"] else self._records(walk)
@@ -213,6 +213,15 @@ class Policies:
 @lru_cache(maxsize=8)
 def _default(text: str) -> dict[str, Any]:
     return policy.parse_text(text) if text else {}
+
+
+def _walk_at(text: str) -> dict[str, Any]:
+    """Where a walk stands; one that nobody can read begins again, or no walk would ever end any more."""
+    try:
+        walk = json.loads(text)
+        return {"all": bool(walk["all"]), "cursor": walk["cursor"], "todo": [[str(name), int(at)] for name, at in walk["todo"]]}
+    except (ValueError, KeyError, TypeError):
+        return json.loads(json.dumps(_ALL))  # type: ignore[no-any-return]
 
 
 def _read(level: str, text: str) -> dict[str, Any]:

@@ -149,3 +149,30 @@ def test_what_expired_does_not_take_all_the_time_of_the_limits(
     done = fleet.sweep()
     assert done["evicted"] == {"budget": 1, "ttl": 45}
     assert done["remaining"] == 55
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_b72_the_cap_does_not_take_back_at_once_what_a_person_brought_back(fleet: Sweeping, resumed: bool) -> None:
+    """It is the oldest again, so it would be the first to go; there is a day to resume, pin or hold it."""
+    fleet.policy(ttl="never", cap=2)
+    for age, name in ((9, "oldest"), (8, "old"), (7, "new")):
+        fleet.add(name, age * HOUR)
+    assert fleet.sweep()["evicted"] == {"cap": 1}
+    fleet.registry.lifecycle.undelete("oldest")
+    if resumed:
+        fleet.registry.lifecycle.resume("oldest")
+    assert fleet.sweep()["evicted"] == {"cap": 1}
+    assert fleet.ids() == ["oldest", "new"]
+    fleet.add("newest")
+    fleet.age("oldest", 25 * HOUR)
+    fleet.sweep()
+    assert fleet.ids() == ["new", "newest"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"all": true}', '{"all": true, "cursor": 0, "todo": 5}'])
+def test_a_walk_that_nobody_can_read_begins_again(fleet: Sweeping, text: str) -> None:
+    fleet.add("w", 25 * HOUR)
+    fleet.raw.zrem(fleet.key("ws:due:evict"), "w")
+    fleet.raw.hset(fleet.key("policies"), "walk", text)
+    assert [fleet.sweep()["evicted"] for _ in range(2)] == [{}, {"ttl": 1}]
+    assert not fleet.registry.policies.walking()
