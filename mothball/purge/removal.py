@@ -14,9 +14,11 @@ from collections.abc import Callable
 from mothball.purge.receipt import Gap
 from mothball.purge.survey import Item, Survey
 from mothball.store.folders import Folders, denied
+from mothball.store.left_out import IGNORE_FILE
 from mothball.store.read import show
 
 _CHECK_EVERY = 256
+_RULES = {os.fsencode(IGNORE_FILE), b".gitignore"}
 
 
 def delete(root_fd: int, seen: Survey, captured: set[bytes], report: Callable[[int], None]) -> list[Gap]:
@@ -25,14 +27,26 @@ def delete(root_fd: int, seen: Survey, captured: set[bytes], report: Callable[[i
     `report` is called with the number of names that are gone; what it raises ends the work between two names.
     """
     work = _Removal(root_fd, seen, report)
-    last = set(captured)  # and the folders they lie in, which may be others than in the capture when somebody insists
-    for path in captured:
-        while (path := path.rpartition(b"/")[0]) and path not in last:
-            last.add(path)
-    work.run([item for item in seen.items if item.path not in last])
-    if not work.left:
-        work.run([item for item in seen.items if item.path in last])
+    last = _with_folders(captured)  # which may be others than in the capture when somebody insists
+    # An ignore file may leave out itself. It goes after all that it leaves out.
+    rules = _with_folders({item.path for item in seen.items if item.path.rpartition(b"/")[2] in _RULES}) - last
+    for part in (
+        [item for item in seen.items if item.path not in last and item.path not in rules],
+        [item for item in seen.items if item.path in rules],
+        [item for item in seen.items if item.path in last],
+    ):
+        if not work.left:
+            work.run(part)
     return work.left
+
+
+def _with_folders(paths: set[bytes]) -> set[bytes]:
+    """`paths` and the folders they lie in."""
+    found = set(paths)
+    for path in paths:
+        while (path := path.rpartition(b"/")[0]) and path not in found:
+            found.add(path)
+    return found
 
 
 class _Removal:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from mothball.errors import Busy, MothballError, NoSpace, OperationFailed
-from mothball.purge import aside
+from mothball.purge import aside, removal
 from mothball.purge.aside import State, open_aside
+from mothball.purge.survey import Item
 from mothball.store.tree import Tree
 from tests.unit.purge.conftest import PurgeYard
 
@@ -182,6 +183,38 @@ def test_what_is_left_of_a_deletion_is_finished_whatever_part_is_gone(yard: Purg
         assert purge.recover() == receipt  # nobody has told the registry yet
         purge.forget()
         assert purge.recover() is None
+
+
+def test_a_deletion_of_what_its_own_ignore_file_leaves_out_is_finished_wherever_it_was_killed(
+    yard: PurgeYard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ignore file is left out too, so it goes with what no capture holds: but last, or nobody knows what was left out."""
+    (yard.ws / ".mothballignore").write_text("*.log\n.mothballignore\n")
+    for name in ("!first.log", "z.log", "sub/x.log"):
+        (yard.ws / name).write_text("x")
+    yard.taken()
+
+    class Killed(BaseException):
+        pass
+
+    real = removal._Removal._one
+
+    def one(self: removal._Removal, item: Item) -> None:
+        real(self, item)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(removal._Removal, "_one", one)
+        with pytest.raises(Killed):
+            yard.purge()
+        for _ in range(len(whole := os.listdir(yard.aside / "tree"))):
+            with yard.opened() as purge, pytest.raises(Killed):
+                purge.recover()
+    assert len(os.listdir(yard.aside / "tree")) < len(whole)
+    with yard.opened() as purge:
+        assert purge.recover() is not None
+        purge.forget()
+    assert os.listdir(yard.root) == []
 
 
 @pytest.mark.parametrize("wrong", [{"workspace": "other"}, {"registration": "r0"}, {"inode": 1}])
