@@ -309,7 +309,12 @@ def _modules(own: int, path: str, depth: int) -> Iterator[tuple[str, int]]:
             fd = open_below(own, inner)
         except NotADirectoryError:
             raise GitFault(f"{show(os.fsencode(inner))} is no folder") from None
-        if read_file(fd, "HEAD", SMALL) is not None:
+        try:
+            found = read_file(fd, "HEAD", SMALL) is not None
+        except GitFault:
+            os.close(fd)
+            raise
+        if found:
             yield inner.partition("/")[2], fd
             yield from ((f"{inner.partition('/')[2]}/{deeper}", each) for deeper, each in _modules(fd, "modules", depth + 1))
         else:

@@ -62,13 +62,9 @@ class Survey(NamedTuple):
     gaps: list[Gap]
 
     def repositories(self) -> dict[bytes, int]:
-        """Folders (relative paths) that hold a topmost ``.git``, with the inode of that; in ignored folders as well."""
-        found: dict[bytes, int] = {}
-        for item in self.items:
-            folder, _, name = item.path.rpartition(b"/")
-            if name == _GIT and _GIT not in folder.split(b"/"):
-                found[folder] = item.inode
-        return found
+        """Folders (relative paths) that hold a ``.git``, with the inode of that; in ignored folders and git folders as well."""
+        parts = ((item.path.rpartition(b"/"), item.inode) for item in self.items)
+        return {folder: inode for (folder, _, name), inode in parts if name == _GIT}
 
 
 def survey(root_fd: int, report: Report) -> Survey:

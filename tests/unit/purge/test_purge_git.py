@@ -217,6 +217,22 @@ def test_a_git_folder_apart_that_the_rules_leave_out_refuses_and_a_captured_one_
     assert "repo: its git folder cache/store is left out of captures" in missing(yard)
 
 
+def test_a_repository_that_somebody_put_into_a_git_folder_is_one_too(yard: PurgeYard, pushed: Git) -> None:
+    inner = Git(pushed.folder / ".git" / "inner")
+    inner("init", "-q")
+    inner.commit()
+    assert "repo/.git/inner: 1 commit that no remote" in missing(yard)
+
+
+def test_a_submodule_that_cannot_be_read_refuses_and_leaves_nothing_open(yard: PurgeYard, pushed: Git) -> None:
+    (pushed.folder / ".git" / "modules" / "x").mkdir(parents=True)
+    os.mkfifo(pushed.folder / ".git" / "modules" / "x" / "HEAD")
+    yard.taken()
+    before = len(os.listdir("/proc/self/fd"))
+    assert yard.missing() == ["repo: the repository could not be examined: HEAD is not a regular file"]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_receipt_of_many_repositories_in_deep_folders_fits_into_a_tombstone(yard: PurgeYard) -> None:
     deep = yard.ws.joinpath(*("d" * 200 for _ in range(5)))
     deep.mkdir(parents=True)
