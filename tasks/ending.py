@@ -58,7 +58,8 @@ class Ending:
     def __init__(self, ctx: JobContext, args: EndArgs) -> None:
         self.ctx = ctx
         self.args = args
-        # The facts first: a runtime that is registered between the two then differs from what was seen.
+        patiently(lambda: ctx.registry.workspaces.get(args.workspace))  # raises `NotFound` and `Gone`
+        # The facts before the record: a runtime that is registered between the two then differs from what was seen.
         self.facts = self._facts()
         self.workspace: Workspace = patiently(lambda: ctx.registry.workspaces.get(args.workspace))
         self.policy: Policy = patiently(ctx.registry.policies.book).of(self.facts)
