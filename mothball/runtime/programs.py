@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mothball.errors import OperationFailed, PathNotAllowed, TimedOut
+from mothball.runtime import proc
 from mothball.runtime.driver import Tick
 
 MAX_OUTPUT = 1024 * 1024
@@ -43,7 +44,7 @@ def run(
 ) -> Finished:
     """Run `argv` and wait for its end at most `seconds`; `tick` is called meanwhile and may raise.
 
-    When it is not waited for any longer, its whole process group is killed. Raises `TimedOut` (naming `what`), and
+    When it is not waited for any longer, its process group and all its children are killed. Raises `TimedOut` (naming `what`), and
     `OperationFailed` when it cannot be started or says more than `MAX_OUTPUT` bytes.
     """
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -128,10 +129,16 @@ def _drain(fd: int, into: bytearray) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a program that still runs, with its process group, and close its pipes."""
+    """Kill a program that still runs, with its process group and all its children, and close its pipes."""
     if process.poll() is None:
+        # Its parent sees it as long as it has not waited: what runs in a session of its own (sudo, ssh) hangs on it still.
+        found = proc.read(process.pid)
+        tree = proc.grown([found.key], proc.everything()) if found is not None else {}
         with suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
+        for each in tree.values():
+            with suppress(OSError):
+                proc.send(each, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             process.wait(5)
     for pipe in (process.stdin, process.stdout, process.stderr):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mothball.errors import ConfigError, InvalidParams, NotRunning, OperationFailed, PathNotAllowed, TimedOut
-from mothball.runtime import Driver, driver_for, programs
+from mothball.runtime import Driver, driver_for, proc, programs
 from mothball.settings import Settings
 from tests.integration.runtime.support import nothing
 from tests.support import eventually
@@ -74,6 +74,19 @@ def test_the_program_gets_the_handle_as_json_and_never_as_an_argument(echo: Driv
         "path": str(tmp_path),
     }
     assert seen["cwd"] == "/"
+
+
+def test_what_a_hanging_program_started_in_a_session_of_its_own_is_killed_with_it(
+    make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As sudo and ssh do. Both would end by themselves."""
+    monkeypatch.setattr("mothball.runtime.command.CALL_SECONDS", 1.0)
+    child = "import os,sys,time; os.setsid(); open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(30)"
+    found = make(f'{sys.executable} -S -c "{child}" {folder / "pid"} & sleep 30')
+    with pytest.raises(TimedOut):
+        found.alive()
+    pid = int((folder / "pid").read_text())
+    eventually(lambda: (now := proc.read(pid)) is None or now.dead, what="the end of its child")
 
 
 def test_the_program_sees_none_of_the_workers_secrets(echo: Driver, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
