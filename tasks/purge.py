@@ -116,18 +116,21 @@ class _Run:
     def real(self) -> dict[str, Any]:
         """Delete, and bury the record with the receipt."""
         with self._opened() as deletion:
+            receipt = None
             # What has begun was decided; a touch that came too late does not bring back what is deleted. A hold still stops it.
             if deletion.begun():
                 if self.ending.facts.holds:
                     self.ending.refuse(self.ending.veto())
                 self._deleting = True
-            else:
+                receipt = deletion.recover(force=self.args.force)
+                self._deleting = receipt is not None
+            if receipt is None:
                 # Whatever becomes of this run: nobody must miss a directory because an earlier one was killed.
                 deletion.put_back()
                 if kept := self.kept():
                     log.info("not purged", reason=kept)
                     return {"workspace": self.args.workspace, "purged": False, "detail": kept, "missing": [], "receipt": None}
-            receipt = deletion.recover(force=self.args.force) or self._delete(deletion)
+                receipt = deletion.recover(force=self.args.force) or self._delete(deletion)
             self._bury(receipt)
             # Whatever goes wrong from here on, the workspace is purged: a hidden folder without content may stay.
             with suppress(MothballError, OSError):
@@ -227,10 +230,10 @@ class _Run:
             raise Busy(what=f"workspace {id}", reason=f"{kept}; nothing was deleted")
         if not self.args.force and self.ending.used_since(seen):
             raise Busy(what=f"workspace {id}", reason="it was used while it was looked at; nothing was deleted")
-        inside = self.ending.workspace.path.rstrip("/") + "/"
+        mine = self.ending.workspace.path.rstrip("/") + "/"
         for other, path in self._others():
-            if path.startswith(inside) or path == self.ending.workspace.path:
-                raise Busy(what=f"workspace {id}", reason=f"workspace {other!r} was registered in it; nothing was deleted")
+            if f"{path}/".startswith(mine) or mine.startswith(f"{path}/"):
+                raise Busy(what=f"workspace {id}", reason=f"workspace {other!r} was registered there just now; nothing was deleted")
         ctx.checkpoint("delete", files=receipt.files, bytes=receipt.bytes)
         if receipt.forced:
             patiently(

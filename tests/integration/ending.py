@@ -16,12 +16,12 @@ from mothball.registry import Event, Job, Workspace
 from mothball.runtime import handle_of_pid
 from mothball.settings import Settings
 from mothball.store import Store
-from tasks import purge, services, stop
+from tasks import purge, runtime, services, stop
 from tasks.job import SPECS, execute
 from tests.support import eventually
 
 ID = "o/r#1"
-assert {stop.__name__, purge.__name__}  # they declare the tasks
+assert {stop.__name__, purge.__name__, runtime.__name__}  # they declare the tasks
 
 
 class Host:

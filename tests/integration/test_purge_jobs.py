@@ -219,7 +219,7 @@ def test_a_folder_that_holds_another_registered_workspace_is_not_purged_not_even
     assert inner.is_dir()
 
 
-@pytest.mark.parametrize("what", ["touch", "hold", "presence", "registered inside", "cancelled", "lease lost"])
+@pytest.mark.parametrize("what", ["touch", "hold", "presence", "registered inside", "registered around", "cancelled", "lease lost"])
 def test_what_happens_in_the_last_moment_puts_the_directory_back(host: Host, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     host.register()
     job = host.submit("workspace.purge")
@@ -235,6 +235,8 @@ def test_what_happens_in_the_last_moment_puts_the_directory_back(host: Host, mon
             host.registry.presence.heartbeat(ID, "agent-7", 60_000)
         elif what == "registered inside":
             host.fleet.register("o/r#2", host.folder / "inner")
+        elif what == "registered around":
+            host.fleet.register("o/r#2", host.folder.parent)
         elif what == "cancelled":
             host.registry.jobs.cancel(job.id)
         else:
@@ -411,6 +413,34 @@ def test_a_capture_between_two_runs_does_not_take_what_is_left_for_the_workspace
     assert caught.value.code == "source_missing"
     host.registry.workspaces.touch(ID)  # too late: what is decided and begun is finished
     assert host.deliver(job)["purged"]
+
+
+def test_a_new_folder_in_the_place_of_a_deleted_one_is_judged_anew_before_anything_is_ended(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.register(policy={"purge": True, "ttl": "1h"})
+    host.idle(7200)
+    job = host.submit("workspace.purge", **EXPIRED)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(host.registry.lifecycle), "evict", die)
+        with pytest.raises(Killed):
+            host.deliver(job)
+    assert there(host) == [".tree.mothball-purge"]
+    host.folder.mkdir()
+    (host.folder / "new.txt").write_text("somebody goes on")
+    process = host.start(SLEEPS)
+    host.registry.workspaces.pin(ID, "in use")
+    result = host.again(job)
+    assert (result["purged"], "in use" in result["detail"]) == (False, True)
+    assert process.poll() is None
+    assert there(host) == ["tree"]
 
 
 def test_a_hold_that_comes_after_the_deletion_keeps_the_record_until_it_is_lifted(
