@@ -72,6 +72,12 @@ class Aside:
             except Corrupt:
                 return None
 
+    def check_ours(self) -> None:
+        """Raise `PathNotAllowed` for a folder that merely has this name and holds something that no purge put there."""
+        if self.state() is None and not self.has_tree() and set(os.listdir(self._fd)) - {os.fsdecode(_STATE + b".new")}:  # noqa: PTH208
+            text = f"{show(sibling_name(self._place.name))!r} beside {self._place.path!r} is needed to delete it; move it away"
+            raise PathNotAllowed(text, path=self._place.path)
+
     def say(self, state: State) -> None:
         """Write it down so that it survives a power cut. Raises `NoSpace`, `OperationFailed`."""
         temp = _STATE + b".new"
@@ -216,7 +222,10 @@ def open_aside(place: Place, *, make: bool) -> Iterator[Aside | None]:
         yield None
         return
     try:
-        yield Aside(place, place.parent, fd)
+        aside = Aside(place, place.parent, fd)
+        aside.check_ours()
+        os.fchmod(fd, 0o700)
+        yield aside
     finally:
         os.close(fd)
 
@@ -246,7 +255,6 @@ def _lock(place: Place, parent: int, *, make: bool) -> int | None:
             if found.st_uid != os.geteuid():
                 text = f"{show(name)!r} beside {place.path!r} belongs to another user ({found.st_uid}); move it away"
                 raise PathNotAllowed(text, path=place.path)
-            os.fchmod(fd, 0o700)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
                 now = os.stat(name, dir_fd=parent, follow_symlinks=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mothball.errors import Busy, MothballError, NoSpace, OperationFailed
+from mothball.errors import Busy, MothballError, NoSpace, OperationFailed, PathNotAllowed
 from mothball.purge import aside, removal
 from mothball.purge.aside import State, open_aside
 from mothball.purge.survey import Item
@@ -183,6 +183,23 @@ def test_what_is_left_of_a_deletion_is_finished_whatever_part_is_gone(yard: Purg
         assert purge.recover() == receipt  # nobody has told the registry yet
         purge.forget()
         assert purge.recover() is None
+
+
+@pytest.mark.parametrize("name", ["state", "notes.txt"])
+def test_somebodys_folder_that_has_the_name_of_a_purges_is_not_touched(yard: PurgeYard, name: str) -> None:
+    yard.aside.mkdir(mode=0o755)
+    (yard.aside / name).write_text("mine")
+    for step in (yard.purge, lambda: recovered(yard)):
+        with pytest.raises(PathNotAllowed, match="move it away"):
+            step()
+    assert content(yard.aside) == {name: b"mine"}
+    assert yard.aside.stat().st_mode & 0o777 == 0o755
+    assert (yard.ws / "a.txt").exists()
+
+
+def recovered(yard: PurgeYard) -> None:
+    with yard.opened() as purge:
+        purge.recover()
 
 
 def test_a_deletion_of_what_its_own_ignore_file_leaves_out_is_finished_wherever_it_was_killed(
