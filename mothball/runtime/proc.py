@@ -156,10 +156,21 @@ def handle_of_pid(pid: int) -> dict[str, object]:
         raise NotRunning(f"no process {pid} runs on this host", what=f"process {pid}")
     if found.flags & _KERNEL_THREAD:
         raise InvalidParams(f"process {pid} ({found.name}) is a thread of the kernel: no workspace can be that")
+    if (leader := _leader_of(pid)) != pid:
+        raise InvalidParams(f"{pid} ({found.name}) is a thread of process {leader}; register that")
     return {
         "driver": "process", "pid": pid, "start_time": found.started, "boot_id": boot_id(),
         "pid_ns": namespace("pid"),  # the one whose numbers the caller uses, also for a process in a namespace below it
     }  # fmt: skip
+
+
+def _leader_of(pid: int) -> int:
+    """The process that the thread `pid` belongs to: itself for the first one, and when that cannot be read."""
+    with suppress(OSError):
+        for line in (_PROC / str(pid) / "status").read_text(errors="replace").splitlines():
+            if line.startswith("Tgid:"):
+                return int(line.split()[1])
+    return pid
 
 
 def send(process: Proc, number: signal.Signals) -> bool:

@@ -431,6 +431,16 @@ def test_n24_stats_count_the_whole_tree_and_blocks_of_the_directory(bench: Bench
     assert not found.stale
 
 
+def test_a_thread_is_no_process_that_could_be_registered(bench: Bench) -> None:
+    """Its number can be looked up as a pid's; but no list of processes has it, and the workspace would be lost at once."""
+    process = bench.start("import threading; threading.Thread(target=sleep, daemon=True).start(); say('up'); sleep()")
+    bench.said("up")
+    (thread,) = {int(each.name) for each in Path(f"/proc/{process.pid}/task").iterdir()} - {process.pid}
+    assert handle_of_pid(process.pid)["pid"] == process.pid
+    with pytest.raises(InvalidParams, match=f"thread of process {process.pid}"):
+        handle_of_pid(thread)
+
+
 def test_one_folder_of_many_files_is_not_measured_beyond_its_time(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / str(number)).write_bytes(b"x" * 4096)
