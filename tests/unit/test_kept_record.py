@@ -15,6 +15,7 @@ from tests.unit.cli.conftest import workspace
 FOUND_ELSEWHERE = {
     "id", "host", "state", "last_active", "last_signal", "holds", "fence", "generation", "digest", "bytes", "files",
     "high_water_bytes", "stored_bytes", "snapshots", "crash_reports", "last_good_at", "last_error", "retry_count", "runtime",
+    "registration", "state_since", "state_reason", "signals", "extended_until", "extensions", "noticed",
 }  # fmt: skip
 """Fields that follow from the store, begin anew, or could not be believed after a disaster."""
 

@@ -34,6 +34,13 @@ def fleet(make_settings: Callable[..., Settings], private_redis: RedisServer) ->
         yield found
 
 
+@pytest.fixture(autouse=True)
+def no_thread_stays(fleet: Fleet) -> Iterator[None]:
+    """A goodbye that still tries to arrive would go on trying through the tests that follow, when this test's Redis is gone."""
+    yield
+    eventually(lambda: not any(each.name.startswith("mothball-active") for each in threading.enumerate()), what="the goodbye")
+
+
 def holders(fleet: Fleet) -> dict[str, int]:
     return fleet.registry.presence.holders(WORKSPACE)
 
