@@ -287,8 +287,8 @@ def _cap(facts: Facts, policy: Policy, _now: int) -> Line:
     if facts.mode != "ephemeral":
         return Line("cap", "evict", None, None, f"only for ephemeral ones; it is {facts.mode}", "exempt")
     if facts.over_cap:
-        # What was undeleted is the oldest again: without a pause the next sweep would take it from whoever brought it back.
-        starts = (facts.extended_until or 0) if facts.state_reason in ("undelete", "resume") else 0
+        # What was brought back is the oldest again: without a pause the next sweep would take it from whoever did that.
+        starts = (facts.extended_until or 0) if facts.state_reason in ("undelete", "resume", "rebuild") else 0
         return Line("cap", "evict", starts, None, "more workspaces than the cap allows, and it is the oldest of them")
     if policy.cap is None:
         return Line("cap", "evict", None, None, "cap=never", "off")

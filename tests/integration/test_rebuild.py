@@ -20,6 +20,7 @@ import tasks.snapshot  # noqa: F401  # declares workspace.snapshot
 from mothball.doctor.layouts import read_layout
 from mothball.doctor.rebuild import Rebuilt, rebuild
 from mothball.errors import InvalidParams, LeaseLost
+from mothball.reclaim import Reclaimer
 from mothball.registry import Recovered, Registry, Workspace
 from mothball.registry.kept import KEPT
 from mothball.registry.rebuild import NEVER_KNOWN
@@ -209,6 +210,22 @@ def test_what_cannot_be_known_is_marked_and_nothing_is_swept_for_it(world: World
     assert (record.mode, record.pinned, record.expires_at, record.title) == ("persistent", False, None, None)
     assert (record.repo, record.number, record.path) == ("owner/repo", 12, found.path)
     assert record.created_at > 0
+
+
+def test_what_was_held_or_submitted_before_the_loss_is_not_swept_before_anybody_can_say_so_again(world: World) -> None:
+    world.workspace(**{**SAID, "pinned": False, "mode": "ephemeral"})
+    world.run("workspace.capture")
+    world.lose_redis()
+    assert world.rebuild()[NAME].status == "rebuilt"
+    now, day = world.registry.time_ms(), 86_400_000
+    world.registry.policies.set_fleet({"ttl": "1h", "cap": 1}, "a test")
+    world.registry.workspaces.register("younger", host=world.settings.host, path="/srv/younger", mode="persistent")
+
+    def expected(later: int) -> list[str]:
+        return [item.facts.id for item in Reclaimer(world.registry, world.settings).plan(now=now + later).items]
+
+    assert expected(6 * day) == []
+    assert expected(8 * day) == [NAME]
 
 
 def test_what_a_hand_wrote_into_the_store_is_not_believed(world: World) -> None:

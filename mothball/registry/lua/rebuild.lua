@@ -25,7 +25,9 @@ end
 -- Above every fence on disk and in time: a run that outlived the old registry can hold no number that is given from here on.
 fence = int(math.max(tonumber(fence) + 1, NOW))
 made = made ~= '' and past(made) or ''
-redis.call('HSET', record,
+-- Nobody knows who held it or what waited for a verdict: for a week no rule by age or idleness takes it, nor does the cap.
+local spared = int(NOW + 604800000)
+redis.call('HSET', record, 'state_reason', 'rebuild', 'extended_until', spared,
   'id', id, 'host', host, 'path', path, 'state', 'active', 'created_at', past(created), 'last_active', int(NOW),
   'last_signal', 'rebuild', 'fence', fence, 'registration', int(NOW) .. ':' .. fence, 'rebuilt_at', int(NOW), unpack(ARGV, 16))
 for name, value in pairs({repo = repo, agent_name = agent, expires_at = deadline, digest = short_digest(digest), last_good_at = made}) do
