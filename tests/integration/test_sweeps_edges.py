@@ -77,7 +77,9 @@ def test_another_setting_of_the_policy_makes_the_sweeps_look_at_every_workspace(
         fleet.close()
         fleet = make_fleet(policy=after, namespace=fleet.settings.namespace)
         fleet.raw.hdel(fleet.key("policies"), "setting_at")  # another setting some minutes ago is another test
-        assert [fleet.sweep()["evicted"] for _ in range(3)] == [{}, {"ttl": 1}, {}], "the first one walks, the second one looks"
+        # The first one walks and the second one looks, unless all of the first lies in one millisecond.
+        done = [fleet.sweep()["evicted"] for _ in range(3)]
+        assert done in ([{}, {"ttl": 1}, {}], [{"ttl": 1}, {}, {}])
 
 
 def test_workers_with_different_settings_do_not_make_each_other_look_at_everything_all_the_time(
