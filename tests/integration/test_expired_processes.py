@@ -50,7 +50,7 @@ def test_b74_an_expired_workspace_is_stopped_with_a_last_capture_and_then_evicte
 
 
 def test_what_is_too_old_is_stopped_however_busy_it_is_and_what_seems_idle_is_not(host: Host) -> None:
-    host.start(COMPUTES, policy={"ttl": "never", "idle_ttl": "10m", "stop_grace": "1s"})
+    host.start(COMPUTES, policy={"ttl": "never", "idle_ttl": "10m", "stop_grace": "1s", "cpu_busy": 1})
     host.idle()
     assert sweep(host)["stopped"] == 1
     (job,) = host.registry.jobs.list(workspace=ID)

@@ -166,7 +166,7 @@ def test_n33_it_is_decided_again_under_the_lease(host: Host) -> None:
 
 @pytest.mark.parametrize("signal_name", ["cpu", "file"])
 def test_processes_that_compute_and_files_that_change_keep_it_and_count_as_signs_of_life(host: Host, signal_name: str) -> None:
-    policy = {**POLICY, "signals": ["touch", signal_name]}
+    policy = {**POLICY, "signals": ["touch", signal_name], "cpu_busy": 1}  # other tests compute as well
     process = host.start(COMPUTES if signal_name == "cpu" else SLEEPS, policy=policy)
     host.idle()
     result = host.run("workspace.stop", **RULE)
