@@ -8,8 +8,6 @@ that the next run puts back what was not begun and finishes what was.
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,18 +16,16 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from mothball.errors import Busy, Corrupt, NoSpace, OperationFailed, PathNotAllowed
+from mothball.errors import Busy, NoSpace, OperationFailed, PathNotAllowed
 from mothball.purge.place import Place
+from mothball.store import beside
 from mothball.store.below import FOLDER_FLAGS
+from mothball.store.beside import STATE, TREE
 from mothball.store.folders import explained
-from mothball.store.foreign import read_json
 from mothball.store.read import show
 
 SUFFIX: Final = b".mothball-purge"
-TREE: Final = b"tree"
-_STATE: Final = b"state"
 _STATE_BYTES: Final = 4 * 1024**2
-_MAX_NAME: Final = 200
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,35 +58,18 @@ class Aside:
 
     def state(self) -> State | None:
         """What it says of itself; None when it says nothing, or nothing that can be read."""
-        try:
-            fd = os.open(_STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
-        except FileNotFoundError:
-            return None
-        with os.fdopen(fd, "rb") as file:
-            try:
-                return read_json(file.read(_STATE_BYTES), State, "the state of a purge")
-            except Corrupt:
-                return None
+        return beside.read_state(self._fd, State, "the state of a purge", _STATE_BYTES)
 
     def check_ours(self) -> None:
         """Raise `PathNotAllowed` for a folder that merely has this name and holds something that no purge put there."""
-        if self.state() is None and not self.has_tree() and set(os.listdir(self._fd)) - {os.fsdecode(_STATE + b".new")}:  # noqa: PTH208
+        if self.state() is None and not self.has_tree() and set(os.listdir(self._fd)) - {os.fsdecode(STATE + b".new")}:  # noqa: PTH208
             text = f"{show(sibling_name(self._place.name))!r} beside {self._place.path!r} is needed to delete it; move it away"
             raise PathNotAllowed(text, path=self._place.path)
 
     def say(self, state: State) -> None:
         """Write it down so that it survives a power cut. Raises `NoSpace`, `OperationFailed`."""
-        temp = _STATE + b".new"
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(temp, dir_fd=self._fd)
-            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
-            with os.fdopen(fd, "wb") as file:
-                file.write(json.dumps(msgspec.to_builtins(state)).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(temp, _STATE, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-            os.fsync(self._fd)
+            beside.write_state(self._fd, json.dumps(msgspec.to_builtins(state)).encode(), durable=True)
         except OSError as error:
             raise _explained(error, self._place.path) from error
 
@@ -112,11 +91,7 @@ class Aside:
 
     def has_tree(self) -> bool:
         """True while anything that was moved here is still here."""
-        try:
-            os.stat(TREE, dir_fd=self._fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+        return beside.has_tree(self._fd)
 
     def take(self, state: State) -> int:
         """Move the workspace here and return a descriptor of it; whatever else stands under its name by now is put back.
@@ -179,17 +154,16 @@ class Aside:
         if self.has_tree():
             return
         with suppress(FileNotFoundError):
-            os.unlink(_STATE + b".new", dir_fd=self._fd)
+            os.unlink(STATE + b".new", dir_fd=self._fd)
         with suppress(FileNotFoundError):
-            os.unlink(_STATE, dir_fd=self._fd)
+            os.unlink(STATE, dir_fd=self._fd)
         with suppress(OSError):
             os.rmdir(sibling_name(self._place.name), dir_fd=self._parent)
 
 
 def sibling_name(name: bytes) -> bytes:
     """Its name follows from that of the workspace's folder, so that the next run finds it."""
-    base = name if len(name) <= _MAX_NAME else hashlib.sha256(name).hexdigest().encode()
-    return b"." + base + SUFFIX
+    return beside.beside(name, SUFFIX)
 
 
 def put_back(place: Place, workspace: str, registration: str) -> bool:
@@ -217,7 +191,18 @@ def open_aside(place: Place, *, make: bool) -> Iterator[Aside | None]:
     if place.parent is None:
         yield None
         return
-    fd = _lock(place, place.parent, make=make)
+    shown = show(sibling_name(place.name))
+
+    def foreign(what: str) -> PathNotAllowed:
+        return PathNotAllowed(f"{shown!r} beside {place.path!r} {what}; move it away", path=place.path)
+
+    refusals = beside.Refusals(
+        not_made=lambda error: _explained(error, place.path),
+        not_opened=lambda _: foreign("is needed to delete it, and is no folder"),
+        anothers=lambda user: foreign(f"belongs to another user ({user})"),
+        busy=lambda: Busy(what=f"{place.path!r}", reason="another purge of it is running"),
+    )
+    fd = beside.lock(sibling_name(place.name), place.parent, refusals, make=make)
     if fd is None:
         yield None
         return
@@ -227,45 +212,6 @@ def open_aside(place: Place, *, make: bool) -> Iterator[Aside | None]:
         os.fchmod(fd, 0o700)
         yield aside
     finally:
-        os.close(fd)
-
-
-def _lock(place: Place, parent: int, *, make: bool) -> int | None:
-    name = sibling_name(place.name)
-    while True:
-        if make:
-            with suppress(FileExistsError):
-                try:
-                    os.mkdir(name, 0o700, dir_fd=parent)
-                except OSError as error:
-                    if error.errno == errno.EEXIST:
-                        raise
-                    raise _explained(error, place.path) from error
-        try:
-            fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
-        except FileNotFoundError:
-            if make:
-                continue  # the run that had it has just finished
-            return None
-        except OSError as error:
-            text = f"{show(name)!r} beside {place.path!r} is needed to delete it, and is no folder; move it away"
-            raise PathNotAllowed(text, path=place.path) from error
-        try:
-            found = os.fstat(fd)
-            if found.st_uid != os.geteuid():
-                text = f"{show(name)!r} beside {place.path!r} belongs to another user ({found.st_uid}); move it away"
-                raise PathNotAllowed(text, path=place.path)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                now = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino):
-                    return fd
-        except BlockingIOError:
-            os.close(fd)
-            raise Busy(what=f"{place.path!r}", reason="another purge of it is running") from None
-        except BaseException:
-            os.close(fd)
-            raise
         os.close(fd)
 
 

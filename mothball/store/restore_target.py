@@ -8,8 +8,6 @@ else can put a link into a tree while it is written.
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import json
 import os
 import secrets
@@ -19,17 +17,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from mothball.errors import AlreadyExists, Busy, Corrupt, InvalidParams, OperationFailed, PathNotAllowed
+from mothball.errors import AlreadyExists, Busy, InvalidParams, OperationFailed, PathNotAllowed
+from mothball.store import beside
 from mothball.store.below import FOLDER_FLAGS, check_path, identity, lies_in, open_below
+from mothball.store.beside import STATE, TREE
 from mothball.store.folders import explained
-from mothball.store.foreign import read_json
 from mothball.store.read import show
 
 SUFFIX: Final = b".mothball-restore"
-TREE: Final = b"tree"
-_STATE: Final = b"state"
 _STATE_BYTES: Final = 1024**2
-_MAX_NAME: Final = 200
 
 Look = Literal["absent", "empty", "folder"]
 
@@ -45,8 +41,7 @@ class Target:
     @property
     def sibling(self) -> bytes:
         """Name of the folder beside it, in which a new target is made."""
-        base = self.name if len(self.name) <= _MAX_NAME else hashlib.sha256(self.name).hexdigest().encode()
-        return b"." + base + SUFFIX
+        return beside.beside(self.name, SUFFIX)
 
     @property
     def sibling_path(self) -> str:
@@ -138,28 +133,14 @@ class Sibling:
 
     def state(self) -> dict[str, Any]:
         """What it is for; empty when nobody has said, or when its removal has begun."""
-        try:
-            fd = os.open(_STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
-        except FileNotFoundError:
-            return {}
-        with os.fdopen(fd, "rb") as file:
-            try:
-                return read_json(file.read(_STATE_BYTES), dict[str, Any], "the state of a restore")
-            except Corrupt:
-                return {}
+        return beside.read_state(self._fd, dict[str, Any], "the state of a restore", _STATE_BYTES) or {}
 
     def say(self, state: dict[str, Any]) -> None:
         """Write down what it is for, in one step."""
         if state == self.state():
             return  # on a full disk it could not be written again, and nothing would be lost by that
-        temp = _STATE + b".new"
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(temp, dir_fd=self._fd)
-            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
-            with os.fdopen(fd, "wb") as file:
-                file.write(json.dumps(state).encode())
-            os.rename(temp, _STATE, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            beside.write_state(self._fd, json.dumps(state).encode(), durable=False)
         except OSError as error:
             raise explained(error, os.fsencode(self._target.sibling_path)) from error
 
@@ -174,10 +155,7 @@ class Sibling:
 
     def has_tree(self) -> bool:
         """True until the tree has become the target."""
-        with suppress(FileNotFoundError):
-            os.stat(TREE, dir_fd=self._fd, follow_symlinks=False)
-            return True
-        return False
+        return beside.has_tree(self._fd)
 
     def publish(self) -> None:
         """The tree becomes the target, in one step; `AlreadyExists` when something with content is there by now."""
@@ -200,7 +178,7 @@ class Sibling:
     def remove(self) -> None:
         """Remove it with all it holds; what it is for goes first, so that a removal that was ended looks like nothing else."""
         with suppress(FileNotFoundError):
-            os.unlink(_STATE, dir_fd=self._fd)
+            os.unlink(STATE, dir_fd=self._fd)
         remove_tree(self._target.sibling, self._target.parent)
 
 
@@ -210,57 +188,23 @@ def open_sibling(target: Target, *, make: bool = True) -> Iterator[Sibling | Non
 
     `Busy` when another run works in it, `PathNotAllowed` when somebody else's file or folder has its name.
     """
-    fd = _lock_sibling(target, make)
+    refusals = beside.Refusals(
+        not_made=lambda error: explained(error, os.fsencode(target.path.parent)),
+        not_opened=lambda error: explained(error, os.fsencode(target.sibling_path)),
+        anothers=lambda user: PathNotAllowed(
+            f"{target.sibling_path!r} belongs to another user ({user}); remove it or choose another target", path=str(target.path)
+        ),
+        busy=lambda: Busy(what=f"target {str(target.path)!r}", reason="another restore writes it"),
+    )
+    fd = beside.lock(target.sibling, target.parent, refusals, make=make)
     if fd is None:
         yield None
         return
     try:
+        os.fchmod(fd, 0o700)  # also takes away a group's stickiness, which would pass on to all that is made in it
         yield Sibling(target, fd)
     finally:
         os.close(fd)
-
-
-def _lock_sibling(target: Target, make: bool) -> int | None:
-    while True:
-        if make:
-            try:
-                os.mkdir(target.sibling, 0o700, dir_fd=target.parent)
-            except FileExistsError:
-                pass
-            except OSError as error:
-                raise explained(error, os.fsencode(target.path.parent)) from error
-        try:
-            fd = os.open(target.sibling, FOLDER_FLAGS, dir_fd=target.parent)
-        except FileNotFoundError:
-            if make:
-                continue  # the run that had it has just finished
-            return None
-        except OSError as error:
-            raise explained(error, os.fsencode(target.sibling_path)) from error
-        try:
-            found = os.fstat(fd)
-            if found.st_uid != os.geteuid():
-                owner = f"{target.sibling_path!r} belongs to another user ({found.st_uid}); remove it or choose another target"
-                raise PathNotAllowed(owner, path=str(target.path))
-            os.fchmod(fd, 0o700)  # also takes away a group's stickiness, which would pass on to all that is made in it
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _still(target, found):
-                return fd
-        except BlockingIOError:
-            os.close(fd)
-            raise Busy(what=f"target {str(target.path)!r}", reason="another restore writes it") from None
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
-def _still(target: Target, found: os.stat_result) -> bool:
-    """True when the name still means the folder that is locked now: its last user removes it."""
-    with suppress(FileNotFoundError):
-        now = os.stat(target.sibling, dir_fd=target.parent, follow_symlinks=False)
-        return (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino)
-    return False
 
 
 def remove_tree(name: bytes, parent: int) -> None:
