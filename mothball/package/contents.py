@@ -12,9 +12,9 @@ from typing import Final, TypeVar
 
 from mothball.errors import Corrupt
 from mothball.store import Store
-from mothball.store.content import compare_content
+from mothball.store.content import check_diff_id, compare_layer
 from mothball.store.manifest import Manifest, diff_ids, load_manifest
-from mothball.store.tree import Tree, open_layer
+from mothball.store.tree import Tree
 
 T = TypeVar("T")
 _ENTRIES: Final = 1024
@@ -50,12 +50,6 @@ def _checked(digest: str, look: Callable[[], T], again: Callable[[str], bool]) -
 
 def _layer(store: Store, manifest: Manifest, number: int, expected: list[str], report: Callable[[int], None]) -> int:
     """Bytes of the layer's tar."""
-    layer = open_layer(store, manifest.layers[number], number)
-    try:
-        found, size = compare_content(layer, report)
-    finally:
-        layer.file.close()
-    if found != expected[number]:
-        reason = f"its content has the diff id {found}, its config says {expected[number][:100]}"
-        raise Corrupt(what=f"layer {layer.digest}", reason=reason, digest=layer.digest)
+    found, size = compare_layer(store, manifest.layers[number], number, report)
+    check_diff_id(manifest.layers[number], found, expected[number])
     return size

@@ -13,13 +13,11 @@ from typing import Any, Final
 import msgspec
 
 from mothball.capture.listing import RESULT_BYTES, fitting
-from mothball.errors import Corrupt
 from mothball.store import Store
 from mothball.store.blobs import sync_folder
-from mothball.store.content import compare_content
+from mothball.store.content import check_diff_id, compare_layer
 from mothball.store.hashing import rehash
 from mothball.store.manifest import diff_ids, load_manifest
-from mothball.store.tree import open_layer
 
 SHOWN_GAPS: Final = 10
 """Gaps that a message names one by one; the others are counted."""
@@ -106,12 +104,6 @@ def read_back(store: Store, digest: str, report: Report) -> int:
         if error is not None:
             raise error
     for number, descriptor in enumerate(manifest.layers):
-        layer = open_layer(store, descriptor, number)
-        try:
-            found, _ = compare_content(layer, lambda done: report("verify", {"content_bytes": done}))
-        finally:
-            layer.file.close()
-        if found != said[number]:
-            reason = f"its content has the diff id {found}, its config says {said[number][:100]}"
-            raise Corrupt(what=f"layer {descriptor.digest}", reason=reason, digest=descriptor.digest)
+        found, _ = compare_layer(store, descriptor, number, lambda done: report("verify", {"content_bytes": done}))
+        check_diff_id(descriptor, found, said[number])
     return size

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mothball.errors import Corrupt
+from mothball.store import Store
+from mothball.store.manifest import Descriptor
 from mothball.store.read import Layer, show
 from mothball.store.tarstream import Member, TarStream
 from mothball.store.toc import TocRow, sort_key
+from mothball.store.tree import open_layer
 
 _ROOT = b"workspace"
 
@@ -50,6 +54,22 @@ def compare_content(layer: Layer, report: Callable[[int], None]) -> tuple[str, i
     if content != toc.content:
         raise toc.corrupt(f"its files have {content} bytes, its table of contents says {toc.content}")
     return stream.diff_id, stream.bytes
+
+
+def compare_layer(store: Store, descriptor: Descriptor, number: int, report: Callable[[int], None]) -> tuple[str, int]:
+    """`compare_content` of layer `number` of a manifest, which is opened for it. Raises what `open_layer` raises as well."""
+    layer = open_layer(store, descriptor, number)
+    try:
+        return compare_content(layer, report)
+    finally:
+        layer.file.close()
+
+
+def check_diff_id(descriptor: Descriptor, found: str, said: str) -> None:
+    """Raise `Corrupt` unless the diff id that was `found` is the one that the image's config says."""
+    if found != said:
+        reason = f"its content has the diff id {found}, its config says {said[:100]}"
+        raise Corrupt(what=f"layer {descriptor.digest}", reason=reason, digest=descriptor.digest)
 
 
 def _relative(stream: TarStream, member: Member) -> bytes:

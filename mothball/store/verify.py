@@ -26,7 +26,7 @@ import msgspec
 from mothball.errors import Corrupt, InvalidParams, MothballError, NotFound
 from mothball.store import Ref, RefIndex, Store
 from mothball.store.blobs import check_digest, read_regular
-from mothball.store.content import compare_content
+from mothball.store.content import check_diff_id, compare_layer
 from mothball.store.foreign import read_json
 from mothball.store.hashing import rehash
 from mothball.store.manifest import PREFIX, Manifest, diff_ids, load_manifest
@@ -319,15 +319,10 @@ class _Check:
                     continue
                 with self._guard(descriptor.digest):
                     if descriptor.digest not in found:
-                        layer = open_layer(self._store, descriptor, number)
-                        try:
-                            found[descriptor.digest], size = compare_content(layer, self._tell)
-                        finally:
-                            layer.file.close()
+                        found[descriptor.digest], size = compare_layer(self._store, descriptor, number, self._tell)
                         self._read += size
-                    if said is not None and found[descriptor.digest] != said[number]:
-                        reason = f"its content has the diff id {found[descriptor.digest]}, its config says {said[number][:100]}"
-                        raise Corrupt(what=f"layer {descriptor.digest}", reason=reason)
+                    if said is not None:
+                        check_diff_id(descriptor, found[descriptor.digest], said[number])
             if self._bad.isdisjoint([digest, *(layer.digest for layer in manifest.layers)]):
                 with self._guard(digest), Tree.open(self._store, digest) as tree:
                     for number, _ in enumerate(tree.below()):
