@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mothball.errors import ConfigError, InvalidParams, NotRunning, OperationFailed, TimedOut
+from mothball.errors import ConfigError, InvalidParams, OperationFailed, TimedOut
 from mothball.runtime import proc
 from mothball.runtime.answers import dig, text
 from mothball.runtime.driver import KILL_SECONDS, Alive, Listener, Stats, Stopped, Tick
@@ -109,8 +109,7 @@ class DockerDriver:
 
     def _running(self) -> str:
         found = self.alive()
-        if not found.alive:
-            raise NotRunning(f"nothing runs: {found.reason}", what=f"container {self._given}")
+        found.require(f"container {self._given}")
         return str(found.facts.get("container") or self._given)
 
     def _members(self) -> list[Proc]:

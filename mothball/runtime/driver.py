@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from mothball.errors import NotRunning
+
 Tick = Callable[[], None]
 """Called again and again while a driver waits; it may raise (a cancel, a lost lease), and then nothing more is signalled."""
 
@@ -26,6 +28,11 @@ class Alive(msgspec.Struct, frozen=True):
     facts: dict[str, Any] = {}
     sure: bool = True
     """False when the driver cannot see it from here. Missing is not dead: whoever acts on a death must ask for a sure one."""
+
+    def require(self, what: str) -> None:
+        """Raise `NotRunning` of `what` unless it lives."""
+        if not self.alive:
+            raise NotRunning(f"nothing runs: {self.reason}", what=what)
 
 
 class Stopped(msgspec.Struct, frozen=True):

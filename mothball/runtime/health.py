@@ -19,10 +19,8 @@ from mothball.errors import MothballError
 from mothball.runtime.driver import Alive, Driver, Listener
 from mothball.runtime.handles import health_url
 from mothball.runtime.netns import Cannot, Visit
-from mothball.runtime.ports import connected, local_addresses, remaining, secured
+from mothball.runtime.ports import PROBE_SECONDS, SLACK, bracketed, connected, first_line, local_addresses, secured
 
-PROBE_SECONDS = 1.0
-_SLACK = 0.2
 _LINE = 200
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _WELL = range(200, 300)
@@ -69,7 +67,7 @@ def _by_url(driver: Driver, url: str, found: Alive) -> Health:
         return answer(False, f"{found.reason}, but nothing of the workspace listens on {host} port {port}")
     target = parts.path + (f"?{parts.query}" if parts.query else "") or "/"
     try:
-        status = Visit(fitting[0], lambda: _ask(parts.scheme, host, port, target)).wait(PROBE_SECONDS + _SLACK)
+        status = Visit(fitting[0], lambda: _ask(parts.scheme, host, port, target)).wait(PROBE_SECONDS + SLACK)
     except Cannot as why:
         return answer(False, f"{found.reason}, but {url} was not asked: {why}")
     except (OSError, ValueError) as error:
@@ -103,17 +101,9 @@ def _ask(scheme: str, host: str, port: int, target: str) -> int:
 
 
 def _status(connection: socket.socket, host: str, port: int, target: str, deadline: float) -> int:
-    shown = f"[{host}]" if ":" in host else host
-    request = f"GET {target} HTTP/1.1\r\nHost: {shown}:{port}\r\nUser-Agent: mothball\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-    connection.settimeout(remaining(deadline))
-    connection.sendall(request.encode("ascii"))
-    line = b""
-    while b"\n" not in line and len(line) < _LINE:
-        connection.settimeout(remaining(deadline))  # each byte would start the time again
-        chunk = connection.recv(_LINE)
-        if not chunk:
-            break
-        line += chunk
+    where = f"{bracketed(host)}:{port}"
+    request = f"GET {target} HTTP/1.1\r\nHost: {where}\r\nUser-Agent: mothball\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    line = first_line(connection, request, _LINE, deadline)
     fields = line.split(b"\n")[0].split()
     if len(fields) < 2 or not fields[0].startswith(b"HTTP/") or not fields[1].isdigit() or len(fields[1]) != 3:  # noqa: PLR2004
         raise ValueError("it does not speak HTTP")

@@ -25,7 +25,8 @@ PROBE_SECONDS = 1.0
 MAX_PROBES = 64
 AT_ONCE = 16
 _ENOUGH = 64
-_SLACK = 0.2
+SLACK = 0.2
+"""For the thread that waits, beyond the time of the probe."""
 
 
 def probe(listeners: Sequence[Listener]) -> list[dict[str, Any]]:
@@ -37,7 +38,7 @@ def probe(listeners: Sequence[Listener]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for start in range(0, len(chosen), AT_ONCE):
         visits = [(each, Visit(each, partial(_scheme, each)) if each.pid else None) for each in chosen[start : start + AT_ONCE]]
-        deadline = time.monotonic() + PROBE_SECONDS + _SLACK
+        deadline = time.monotonic() + PROBE_SECONDS + SLACK
         for each, visit in visits:
             out.append(_described(each, visit, deadline))
     return out
@@ -78,10 +79,9 @@ def _described(listener: Listener, visit: Visit[str | None] | None, deadline: fl
             note = f"not asked: {why}"
         except OSError as error:
             note = f"not asked: {error.strerror or error}"
-    shown = f"[{listener.address}]" if ":" in listener.address else listener.address
     found: dict[str, Any] = {
         "address": listener.address, "port": listener.port, "pid": listener.pid, "process": listener.process, "scheme": scheme,
-        "url": f"{scheme}://{shown}:{listener.port}/" if scheme else None,
+        "url": f"{scheme}://{bracketed(listener.address)}:{listener.port}/" if scheme else None,
     }  # fmt: skip
     if listener.netns:
         found["netns"] = listener.netns
@@ -134,15 +134,25 @@ def remaining(deadline: float) -> float:
     return left
 
 
-def _speaks_http(connection: socket.socket, address: str, deadline: float) -> bool:
-    host = f"[{address}]" if ":" in address else address
+def bracketed(address: str) -> str:
+    """An address as URLs and Host headers write it."""
+    return f"[{address}]" if ":" in address else address
+
+
+def first_line(connection: socket.socket, request: str, most: int, deadline: float) -> bytes:
+    """What answers `request` before `deadline`: the first line and whatever came with it, or about `most` bytes of it."""
     connection.settimeout(remaining(deadline))
-    connection.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: mothball\r\nConnection: close\r\n\r\n".encode())
+    connection.sendall(request.encode("ascii"))
     line = b""
-    while len(line) < _ENOUGH and b"\n" not in line:
+    while b"\n" not in line and len(line) < most:
         connection.settimeout(remaining(deadline))  # each byte would start the time again
-        chunk = connection.recv(_ENOUGH)
+        chunk = connection.recv(most)
         if not chunk:
             break
         line += chunk
-    return line.startswith(b"HTTP/")
+    return line
+
+
+def _speaks_http(connection: socket.socket, address: str, deadline: float) -> bool:
+    request = f"HEAD / HTTP/1.1\r\nHost: {bracketed(address)}\r\nUser-Agent: mothball\r\nConnection: close\r\n\r\n"
+    return first_line(connection, request, _ENOUGH, deadline).startswith(b"HTTP/")

@@ -12,7 +12,7 @@ import os
 import re
 from typing import Any
 
-from mothball.errors import NotRunning, OperationFailed
+from mothball.errors import OperationFailed
 from mothball.runtime import proc
 from mothball.runtime.driver import Alive, Listener, Stats, Stopped, Tick
 from mothball.runtime.ending import Ending
@@ -83,9 +83,7 @@ class ProcessDriver:
         return listeners_of(self._running())
 
     def _running(self) -> list[Proc]:
-        found = self.alive()
-        if not found.alive:
-            raise NotRunning(f"nothing runs: {found.reason}", what=f"process {self._pid}")
+        self.alive().require(f"process {self._pid}")
         return [each for each in self._members(proc.everything(), {}).values() if not each.dead]
 
     def _unseen(self) -> str:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mothball.errors import NotRunning, OperationFailed
+from mothball.errors import OperationFailed
 from mothball.runtime import proc
 from mothball.runtime.answers import dig, text
 from mothball.runtime.driver import KILL_SECONDS, Alive, Listener, Stats, Stopped, Tick
@@ -79,9 +79,7 @@ class RuncDriver:
         return listeners_of(self._running())
 
     def _running(self) -> list[Proc]:
-        found = self.alive()
-        if not found.alive:
-            raise NotRunning(f"nothing runs: {found.reason}", what=f"container {self._id}")
+        self.alive().require(f"container {self._id}")
         return self._members()
 
     def _members(self) -> list[Proc]:

@@ -6,7 +6,7 @@ import os
 import shutil
 from typing import Any
 
-from mothball.errors import InvalidParams, NotRunning, OperationFailed
+from mothball.errors import InvalidParams, OperationFailed
 from mothball.runtime import proc
 from mothball.runtime.driver import KILL_SECONDS, Alive, Listener, Stats, Stopped, Tick
 from mothball.runtime.ending import ended_within, outlived
@@ -74,9 +74,7 @@ class SystemdDriver:
         return listeners_of(self._running())
 
     def _running(self) -> list[Proc]:
-        found = self.alive()
-        if not found.alive:
-            raise NotRunning(f"nothing runs: {found.reason}", what=f"unit {self._unit}")
+        self.alive().require(f"unit {self._unit}")
         return self._members()
 
     def _members(self) -> list[Proc]:
