@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 
 # What the acceptance tests and the benchmark call. The fleet itself needs none of it.
-SYSTEM_PACKAGES := redis-server runc podman busybox-static skopeo buildah umoci docker-registry restic borgbackup zstd openssl git
+SYSTEM_PACKAGES := redis-server runc podman busybox-static skopeo buildah umoci docker-registry restic borgbackup zstd openssl age git
 
 .PHONY: help install demo test test-fast lint bench-capture bench-restore bench-collect bench-registry system-deps constraints hooks clean
 

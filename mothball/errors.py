@@ -193,6 +193,18 @@ class Unheld(MothballError):
     code = "unheld"
 
 
+class Unredacted(MothballError):
+    """{what} was not written: {reason}"""
+
+    code = "unredacted"
+
+
+class SealError(MothballError):
+    """{what} cannot be opened: {reason}"""
+
+    code = "sealed"
+
+
 class Corrupt(MothballError):
     """{what} is damaged: {reason}"""
 
@@ -260,8 +272,8 @@ BY_CODE: dict[str, type[MothballError]] = {
     cls.code: cls
     for cls in (
         OperationFailed, InvalidParams, ConfigError, NotFound, Gone, AlreadyExists, InvalidTransition, PathNotAllowed,
-        SourceMissing, Busy, NotRunning, OverBudget, StaleExpired, Evicted, Oversize, NoSpace, Unheld, Corrupt, Cancelled,
-        TimedOut, LeaseLost, HostOffline, UnknownTask, Unavailable, RegistryUnavailable, RegistryDenied,
+        SourceMissing, Busy, NotRunning, OverBudget, StaleExpired, Evicted, Oversize, NoSpace, Unheld, Unredacted, SealError,
+        Corrupt, Cancelled, TimedOut, LeaseLost, HostOffline, UnknownTask, Unavailable, RegistryUnavailable, RegistryDenied,
         Stranded, Abandoned, ResumeContended, AlreadyResumed,
     )
 }  # fmt: skip

@@ -24,6 +24,7 @@ from mothball.retention import Policy
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379"
 ENDPOINT_FILE = Path("run") / "endpoint.json"
+_LEAST_KEY = 16
 
 
 def _default_host() -> str:
@@ -110,6 +111,28 @@ class Settings(BaseSettings):
     docker_socket: str = Field(
         "", description="unix socket of the Docker or Podman API (drivers `docker`, `podman`); empty: those drivers are refused"
     )
+    auto_crash_report: Literal["off", "workspace", "all"] = Field(
+        "workspace",
+        description="whether a stranded workspace and a failed job of one file a crash report by themselves; `all`: also when the "
+        "fleet itself is to blame (a full disk, a damaged blob)",
+    )
+    crash_window_seconds: int = Field(86_400, ge=0, description="the same failure within it is counted, not stored again; 0: never")
+    crash_keep_seconds: int = Field(2_592_000, ge=0, description="how long a crash report is kept; 0: for ever")
+    crash_keep_count: int = Field(1000, ge=0, description="most crash reports of one host; 0: no limit")
+    crash_keep_bytes: int = Field(10 * 1024**3, ge=0, description="most bytes of crash packages on one host; 0: no limit")
+    crash_retain_seconds: int = Field(86_400, ge=10, description="interval of maintenance.crash_retain")
+    crash_log_bytes: int = Field(1024**2, ge=0, le=64 * 1024**2, description="bytes of the end of a log that a crash report keeps")
+    crash_env: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("PATH", "HOME", "USER", "SHELL", "TERM", "TZ", "LANG", "LC_*", "CI", "PYTHON*", "VIRTUAL_ENV", "NODE_ENV", "GO*"),
+        description="environment variables that a crash report may hold, separated by ','; * stands for any text",
+    )
+    crash_recipients: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="age recipients (age1...), separated by ',': crash packages are written sealed to them; empty: not sealed"
+    )
+    redaction_key: SecretStr = Field(
+        SecretStr(""), description="key of secrets' pseudonyms, at least 16 characters; empty: the fleet's own, in the registry"
+    )
+    redaction_rules: str = Field("", description="TOML file with the operator's own redaction rules; empty: only the built-in ones")
     docker_config: Path = Field(Path("~/.docker/config.json"), description="docker's config file with registry credentials")
     insecure_registries: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="registries (host:port), separated by ',', reached over plain HTTP; loopback ones always are"
@@ -146,9 +169,16 @@ class Settings(BaseSettings):
                 raise ValueError(f"{root} contains ':', which separates folders here; reach it by a link with another name")
         return roots
 
-    @field_validator("insecure_registries", mode="before")
+    @field_validator("redaction_key")
     @classmethod
-    def _split_registries(cls, value: object) -> object:
+    def _key_is_long(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < _LEAST_KEY:
+            raise ValueError(f"a key of fewer than {_LEAST_KEY} characters can be guessed, and with it what pseudonyms stand for")
+        return value
+
+    @field_validator("insecure_registries", "crash_env", "crash_recipients", mode="before")
+    @classmethod
+    def _split_list(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("data_dir", "docker_config")
@@ -244,6 +274,11 @@ class Settings(BaseSettings):
         return self.data_dir / "store"
 
     @property
+    def crash_dir(self) -> Path:
+        """The packages of crash reports (B-54)."""
+        return self.data_dir / "crash-reports"
+
+    @property
     def run_dir(self) -> Path:
         """Endpoint, heartbeat and pid files."""
         return self.data_dir / "run"
@@ -269,7 +304,8 @@ class Settings(BaseSettings):
         """Every setting in JSON types, secrets replaced by ``***``."""
         out = self.model_dump(mode="json")
         out["redis_url"] = redact_url(self.redis_url.get_secret_value())
-        out["flower_basic_auth"] = "***" if self.flower_basic_auth.get_secret_value() else ""
+        for secret in ("flower_basic_auth", "redaction_key"):
+            out[secret] = "***" if getattr(self, secret).get_secret_value() else ""
         return out
 
 

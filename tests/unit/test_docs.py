@@ -34,6 +34,8 @@ def shown(name: str, default: Any) -> str:
         default = default.get_secret_value()
     if default in {"", ()}:
         return "empty"
+    if isinstance(default, tuple):
+        default = ",".join(default)
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 

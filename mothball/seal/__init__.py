@@ -1,0 +1,1 @@
+"""Files for certain readers only: age, and the reference system's .stim."""
