@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,8 @@ MEDIA_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_CONFIG = "application/vnd.oci.image.config.v1+json"
 MEDIA_INDEX = "application/vnd.oci.image.index.v1+json"
 MEDIA_LAYER = "application/vnd.oci.image.layer.v1.tar+zstd"
+MEDIA_EMPTY = "application/vnd.oci.empty.v1+json"
+"""Media type of the config of an artifact that needs none: the two bytes ``{}``."""
 PREFIX = "dev.mothball."
 TOC_OFFSET = PREFIX + "toc.offset"
 TOC_SIZE = PREFIX + "toc.size"
@@ -35,14 +38,24 @@ class Descriptor(msgspec.Struct, frozen=True, rename={"media_type": "mediaType"}
     annotations: dict[str, str] = {}
 
 
-class Manifest(msgspec.Struct, frozen=True, rename={"schema_version": "schemaVersion", "media_type": "mediaType"}):
-    """An OCI image manifest, as far as Mothball reads it."""
+_NAMES = {"schema_version": "schemaVersion", "media_type": "mediaType", "artifact_type": "artifactType"}
+
+
+class Manifest(msgspec.Struct, frozen=True, rename=_NAMES):
+    """An OCI image manifest, as far as Mothball reads it. An artifact has an `artifact_type`, and what it is about as `subject`."""
 
     schema_version: int
     config: Descriptor
     layers: list[Descriptor]
     media_type: str = MEDIA_MANIFEST
     annotations: dict[str, str] = {}
+    artifact_type: str = ""
+    subject: Descriptor | None = None
+
+    @property
+    def is_artifact(self) -> bool:
+        """True for a manifest that is no tree: its layers are not those of an image."""
+        return bool(self.artifact_type) or self.config.media_type == MEDIA_EMPTY
 
 
 _CONFIG_LIMIT: Final = 64 * 1024**2
@@ -85,6 +98,49 @@ def load_manifest(blobs: BlobStore, digest: str) -> Manifest:
     if manifest.schema_version != 2 or not manifest.layers:  # noqa: PLR2004  # the version of the OCI schema
         raise Corrupt(what=f"manifest {digest}", reason="it is not an OCI image manifest with layers")
     return manifest
+
+
+def reach(load: Callable[[str], Manifest], digest: str, size: int) -> list[Descriptor]:
+    """Everything that a ref to the manifest `digest` needs, itself first: who keeps, moves, checks or counts a ref goes by this.
+
+    An artifact needs its subject as well, which the image specification calls a weak link: a crash report without the capture
+    it is about would be worth little. Digests are as the manifests say, unchecked. Raises what `load` does, and `Corrupt` for
+    a subject that is an artifact itself, so that nobody is led from one to the next for ever.
+    """
+    manifest = load(digest)
+    found = [Descriptor(MEDIA_MANIFEST, digest, size), manifest.config, *manifest.layers]
+    if (subject := wanted_subject(digest, manifest)) is not None:
+        below = load(subject.digest)
+        if below.is_artifact:
+            raise Corrupt(what=f"manifest {digest}", reason="its subject is not an image", digest=digest)
+        found += [subject, below.config, *below.layers]
+    return found
+
+
+def wanted_subject(digest: str, manifest: Manifest) -> Descriptor | None:
+    """The subject that the artifact `digest` cannot do without. The subject of an image is a hint for registries only.
+
+    Raises `Corrupt` when it is not a manifest.
+    """
+    if not manifest.is_artifact or manifest.subject is None:
+        return None
+    if manifest.subject.media_type != MEDIA_MANIFEST:
+        raise Corrupt(what=f"manifest {digest}", reason="its subject is not an OCI image manifest", digest=digest)
+    return manifest.subject
+
+
+def load_image(blobs: BlobStore, digest: str) -> tuple[str, Manifest]:
+    """(digest, manifest) of the image `digest`, or of the image that the artifact `digest` is about. Raises `Corrupt`."""
+    manifest = load_manifest(blobs, digest)
+    if not manifest.is_artifact:
+        return digest, manifest
+    subject = wanted_subject(digest, manifest)
+    if subject is None:
+        raise Corrupt(what=f"manifest {digest}", reason="it is an artifact about no image, so there is no tree", digest=digest)
+    below = load_manifest(blobs, subject.digest)
+    if below.is_artifact:
+        raise Corrupt(what=f"manifest {digest}", reason="its subject is not an image", digest=digest)
+    return subject.digest, below
 
 
 def load_config(blobs: BlobStore, manifest: Manifest) -> dict[str, Any]:
