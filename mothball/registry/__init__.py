@@ -11,6 +11,7 @@ from typing import Any, Self
 from mothball.registry.budget import Budget, BudgetState, Reservation
 from mothball.registry.connection import Connection
 from mothball.registry.counters import Counters
+from mothball.registry.crashes import Crash, Crashes
 from mothball.registry.events import Event, Events
 from mothball.registry.hosts import Host, HostCheck, Hosts
 from mothball.registry.jobs import Jobs
@@ -48,6 +49,7 @@ __all__ = [
     "BudgetState",
     "CancelResult",
     "Claim",
+    "Crash",
     "Doorbell",
     "Event",
     "FailResult",
@@ -85,6 +87,7 @@ class Registry:
         self.slots = Slots(scripts)
         self.stats = LastStats(self._connection, settings)
         self.rebuilds = Rebuilds(scripts, self.workspaces)
+        self.crashes = Crashes(self._connection, scripts, settings)
         self.budget = Budget(self._connection, scripts, settings)
         self.sessions = Sessions(self._connection, settings)
 

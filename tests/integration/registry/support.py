@@ -16,7 +16,7 @@ HOST = "h1"
 TASK = "workspace.capture"
 LEASE = 30_000
 LUA = resources.files("mothball.registry") / "lua"
-INCLUDED = ["budget", "burial", "captured", "census", "common", "job", "signs", "state"]
+INCLUDED = ["budget", "burial", "captured", "census", "common", "crash", "job", "signs", "state"]
 SCRIPTS = sorted(name for each in LUA.iterdir() if (name := each.name.removesuffix(".lua")) not in INCLUDED)
 TIME_CALL = "redis.call('TIME')"
 
