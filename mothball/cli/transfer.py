@@ -159,10 +159,15 @@ def _image(workspace: str, ref: str, oci: Path | None, archive: Path | None, *, 
 
 
 def _source(workspace: str, ref: str) -> tuple[Store, Ref]:
+    from mothball.store.artifact import is_crash, no_image
+
     settings = load_settings()
     hosted(settings, workspace)
     store = local_store(settings)
-    return store, store.refs(workspace).get(ref)
+    found = store.refs(workspace).get(ref)
+    if is_crash(found.name):  # what leaves of a crash report is its package, which is redacted
+        raise no_image(found.name)
+    return store, found
 
 
 def pull(

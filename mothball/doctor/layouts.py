@@ -20,7 +20,7 @@ from mothball.registry.kept import recall
 from mothball.registry.workspaces import DERIVED
 from mothball.store import Ref, RefIndex, Store
 from mothball.store.blobs import check_digest, read_regular
-from mothball.store.manifest import Descriptor, load_manifest
+from mothball.store.manifest import load_manifest, reach
 from mothball.store.refs import LATEST, RELEASED, SNAPSHOT
 
 CREATED = "org.opencontainers.image.created"
@@ -176,8 +176,7 @@ def _fixed_parts(store: Store, folder: Path) -> list[str]:
 def _damage(store: Store, ref: Ref) -> str:
     """Why `ref` cannot be restored as a whole, "" when all it names is there; content is not read (that is `verify`)."""
     try:
-        manifest = load_manifest(store.blobs, check_digest(ref.digest))
-        for blob in (Descriptor("", ref.digest, ref.size), manifest.config, *manifest.layers):
+        for blob in reach(lambda digest: load_manifest(store.blobs, check_digest(digest)), ref.digest, ref.size):
             check_digest(blob.digest)
             size = store.blobs.size(blob.digest)
             if size != blob.size:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mothball.errors import Corrupt
 from mothball.store import Store
+from mothball.store.artifact import no_image
 from mothball.store.manifest import Descriptor, Manifest, load_manifest
 
 
@@ -27,10 +28,14 @@ class Held(NamedTuple):
 def held(store: Store, digest: str) -> Iterator[Held]:
     """The capture `digest`; `Corrupt` names the first blob that is missing or has the wrong size.
 
+    `InvalidParams` for a crash report, which is no image.
+
     Their age is renewed and they are opened before the first is read: a collector takes nothing that is young, and what it
     takes later stays readable through the open file.
     """
     manifest = load_manifest(store.blobs, digest)
+    if manifest.is_artifact:
+        raise no_image(digest)
     blobs = list({blob.digest: blob for blob in (manifest.config, *manifest.layers)}.values())
     with ExitStack() as stack:
         files: dict[str, FileIO] = {}

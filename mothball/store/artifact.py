@@ -45,6 +45,14 @@ def is_crash(name: str) -> bool:
     return name.startswith(CRASH_PREFIX)
 
 
+def no_image(name: str) -> InvalidParams:
+    """The error for whoever wants the crash report `name` (or its digest) as an image or a tar."""
+    return InvalidParams(
+        f"{name} is a crash report and no image, and nothing was written: `mothball fetch` writes its package, which runc runs; "
+        "its files as they were captured are for `mothball restore`, `files`, `cat` and `diff`, here, with the same name"
+    )
+
+
 def check_crash_name(name: object) -> str:
     """`name` when it can name a crash report, else `InvalidParams`: it becomes a ref and a file name."""
     if not isinstance(name, str) or not _NAME.match(name):

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from mothball.errors import Corrupt
-from mothball.store.blobs import BlobStore
+from mothball.errors import Corrupt, InvalidParams
+from mothball.store.blobs import BlobStore, check_digest
 from mothball.store.foreign import read_json
 
 MEDIA_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -54,8 +54,8 @@ class Manifest(msgspec.Struct, frozen=True, rename=_NAMES):
 
     @property
     def is_artifact(self) -> bool:
-        """True for a manifest that is no tree: its layers are not those of an image."""
-        return bool(self.artifact_type) or self.config.media_type == MEDIA_EMPTY
+        """True for a manifest that is no tree. An image may have an `artifact_type` too, but never an empty config."""
+        return self.config.media_type == MEDIA_EMPTY
 
 
 _CONFIG_LIMIT: Final = 64 * 1024**2
@@ -124,9 +124,14 @@ def wanted_subject(digest: str, manifest: Manifest) -> Descriptor | None:
     """
     if not manifest.is_artifact or manifest.subject is None:
         return None
-    if manifest.subject.media_type != MEDIA_MANIFEST:
+    subject = manifest.subject
+    try:
+        check_digest(subject.digest)
+    except InvalidParams as error:
+        raise Corrupt(what=f"manifest {digest}", reason=f"its subject: {error.message}", digest=digest) from None
+    if subject.media_type != MEDIA_MANIFEST:
         raise Corrupt(what=f"manifest {digest}", reason="its subject is not an OCI image manifest", digest=digest)
-    return manifest.subject
+    return subject
 
 
 def load_image(blobs: BlobStore, digest: str) -> tuple[str, Manifest]:

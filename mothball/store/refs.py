@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from mothball.errors import Corrupt, InvalidParams, LeaseLost, NotFound, Transie
 from mothball.names import slug
 from mothball.store.blobs import BlobStore, file_lock, read_regular, replace_file
 from mothball.store.foreign import read_json
-from mothball.store.manifest import MEDIA_INDEX, MEDIA_MANIFEST, PREFIX, Descriptor, canonical, load_manifest
+from mothball.store.manifest import MEDIA_INDEX, MEDIA_MANIFEST, PREFIX, Descriptor, canonical, load_manifest, reach
 
 REF_NAME = "org.opencontainers.image.ref.name"
 LATEST = "latest"
@@ -192,8 +193,7 @@ class RefIndex:
         """Touch a manifest and all it names, or raise `TransientFailure`: what is gone has to be written again."""
         if not self._blobs.exists(digest):
             raise TransientFailure(reason=_taken(digest))
-        manifest = load_manifest(self._blobs, digest)
-        for blob in (Descriptor(MEDIA_MANIFEST, digest, self._blobs.size(digest)), manifest.config, *manifest.layers):
+        for blob in reach(partial(load_manifest, self._blobs), digest, self._blobs.size(digest)):
             if not self._blobs.touch(blob.digest, blob.size):
                 raise TransientFailure(reason=_taken(blob.digest))
 

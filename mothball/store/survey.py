@@ -16,7 +16,7 @@ from mothball.errors import Corrupt, MothballError
 from mothball.names import slug
 from mothball.store import Ref
 from mothball.store.blobs import check_digest
-from mothball.store.manifest import PREFIX, Descriptor, Manifest
+from mothball.store.manifest import PREFIX, Descriptor, reach
 from mothball.store.marks import Marks, Usage
 from mothball.store.snapshots import whole
 from mothball.store.view import Layout, StoreView
@@ -94,7 +94,7 @@ class Survey:
             seen.add(ref.digest)
             self._progress("mark", captures=len(seen), blobs=marks.count)
             try:
-                for blob in _named(ref.digest, ref.size, self._view.manifest(ref.digest)):
+                for blob in _named(self._view, ref):
                     marks.add(blob.digest, blob.size)
             except (MothballError, OSError) as error:
                 self.damage.append(
@@ -108,7 +108,7 @@ class Survey:
         found: dict[str, str] = {}
         for layout in self.layouts:
             for ref in layout.refs:
-                for blob in _named(ref.digest, ref.size, self._view.manifest(ref.digest)):
+                for blob in _named(self._view, ref):
                     if blob.digest not in found and not self._view.has_blob(blob.digest):
                         found[blob.digest] = f"{layout.name}:{ref.name}"
         return sorted(found.items())
@@ -122,7 +122,7 @@ class Survey:
                 out.owner(entry.workspace, entry.ref.get("repo"))
                 last = entry.workspace
             try:
-                blobs = _named(entry.ref.digest, entry.ref.size, self._view.manifest(entry.ref.digest))
+                blobs = _named(self._view, entry.ref)
             except (MothballError, OSError):  # nobody reaches it: it only cannot be undeleted
                 continue
             for blob in blobs:
@@ -152,13 +152,14 @@ def _slim(layout: Layout) -> Layout:
     return msgspec.structs.replace(layout, refs=refs)
 
 
-def _named(digest: str, size: int, manifest: Manifest) -> list[Descriptor]:
-    blobs = [Descriptor("", digest, size), manifest.config, *manifest.layers]
+def _named(view: StoreView, ref: Ref) -> list[Descriptor]:
+    """All that a ref keeps; a crash report keeps the capture it is about."""
+    blobs = reach(view.manifest, ref.digest, ref.size)
     for blob in blobs:
         try:
             check_digest(blob.digest)
         except MothballError as error:
-            raise Corrupt(what=f"manifest {digest}", reason=error.message) from None
+            raise Corrupt(what=f"manifest {ref.digest}", reason=error.message) from None
     return blobs
 
 

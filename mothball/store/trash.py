@@ -22,7 +22,7 @@ from mothball.names import check_workspace_id, slug
 from mothball.store import Ref, Store
 from mothball.store.blobs import check_digest, full_disk_is_no_space, read_regular, replace_file, sync_folder
 from mothball.store.foreign import read_json
-from mothball.store.manifest import PREFIX, load_manifest
+from mothball.store.manifest import PREFIX, Manifest, load_manifest, reach
 from mothball.store.refs import RELEASED, SNAPSHOT, Refs
 
 _RUN = re.compile(r"[0-9]{1,15}\Z")
@@ -208,7 +208,8 @@ def _again(ref: Ref, taken: dict[str, Ref], last: int) -> Ref:
     here = taken.get(ref.name)
     if here is None:
         return ref
-    if here.digest == ref.digest:
+    # A crash report of that name is the same one, amended; it must never come back as a snapshot, for it is no tree.
+    if here.digest == ref.digest or ref.name.startswith("crash-"):
         return here
     same = next((each for each in taken.values() if each.digest == ref.digest and SNAPSHOT.match(each.name)), None)
     if same is not None:
@@ -219,16 +220,19 @@ def _again(ref: Ref, taken: dict[str, Ref], last: int) -> Ref:
 
 
 def _bring_blobs(trash: Trash, entry: Buried) -> None:
-    blobs = [entry.ref.digest]
-    if trash.put_back(entry.ref.digest):
-        manifest = load_manifest(trash.store.blobs, entry.ref.digest)
-        blobs += [manifest.config.digest, *(layer.digest for layer in manifest.layers)]
-    for digest in blobs:
+    def bring(digest: str) -> None:
         if not trash.put_back(digest):
             raise Corrupt(
                 what=f"the forgotten capture {entry.ref.name!r} of workspace {entry.workspace!r}",
                 reason=f"blob {digest} is neither in the store nor in the trash",
             )
+
+    def manifest(digest: str) -> Manifest:
+        bring(digest)
+        return load_manifest(trash.store.blobs, digest)
+
+    for blob in reach(manifest, entry.ref.digest, entry.ref.size):
+        bring(blob.digest)
 
 
 def _nothing(store: Store, trash: Trash, workspace: str, name: str | None) -> NotFound:

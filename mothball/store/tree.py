@@ -15,7 +15,7 @@ import msgspec
 from mothball.errors import Corrupt, InvalidParams, NotFound, Oversize
 from mothball.store import Store
 from mothball.store.blobs import BlobStore, check_digest
-from mothball.store.manifest import MEDIA_LAYER, Descriptor, Manifest, load_manifest
+from mothball.store.manifest import MEDIA_LAYER, Descriptor, Manifest, load_image
 from mothball.store.merge import Found, Hidden, flat, merged
 from mothball.store.read import ContentReader, FrameCache, Layer, clean_path, show
 from mothball.store.toc import Toc, sort_key
@@ -69,8 +69,11 @@ class Tree:
 
     @classmethod
     def open(cls, store: Store, digest: str) -> Tree:
-        """The tree of the manifest `digest`. `Corrupt` names the first blob that is missing, altered or lies."""
-        manifest = load_manifest(store.blobs, digest)
+        """The tree of the manifest `digest`; of a crash report the tree of the capture it is about.
+
+        `Corrupt` names the first blob that is missing, altered or lies.
+        """
+        digest, manifest = load_image(store.blobs, digest)
         if len(manifest.layers) > MAX_LAYERS:
             raise Corrupt(what=f"manifest {digest}", reason=f"it has {len(manifest.layers)} layers", digest=digest)
         layers: list[Layer] = []

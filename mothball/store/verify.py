@@ -29,7 +29,7 @@ from mothball.store.blobs import check_digest, read_regular
 from mothball.store.content import check_diff_id, compare_layer
 from mothball.store.foreign import read_json
 from mothball.store.hashing import rehash
-from mothball.store.manifest import PREFIX, Manifest, diff_ids, load_manifest
+from mothball.store.manifest import PREFIX, Descriptor, Manifest, diff_ids, load_manifest, wanted_subject
 from mothball.store.tree import Tree, open_layer
 
 Level = Literal["structure", "sample", "deep", "content"]
@@ -114,8 +114,15 @@ class _Check:
         manifests: dict[str, Manifest | None] = {}
         for label, ref in captures:
             if ref.digest not in manifests:
-                manifests[ref.digest] = self._manifest(ref, label)
-            self._claim(label, ref, manifests[ref.digest])
+                manifests[ref.digest] = self._manifest(ref.digest, ref.size, label)
+            self._claim(label, ref.digest, manifests[ref.digest])
+            if (subject := self._subject(ref.digest, manifests[ref.digest], label)) is not None:
+                if subject.digest not in manifests:
+                    manifests[subject.digest] = self._manifest(subject.digest, subject.size, label)
+                image = manifests[subject.digest]
+                self._claim(label, subject.digest, image)
+                if image is not None and image.is_artifact:
+                    self._problem(ref.digest, [label], "its subject is not an image")
         images = {digest: manifest for digest, manifest in manifests.items() if manifest is not None}
         known = {digest: self._structure(manifest) for digest, manifest in images.items()}
         if self._level == "sample":
@@ -194,34 +201,45 @@ class _Check:
         if not same:
             self._problem("", [folder.name], "its blobs folder does not lead to the blobs of this store")
 
-    def _manifest(self, ref: Ref, label: str) -> Manifest | None:
-        if not _is_digest(ref.digest):
-            self._problem("", [label], f"it names {ref.digest[:100]!r}, which is no sha256 digest")
+    def _manifest(self, digest: str, size: int, label: str) -> Manifest | None:
+        if not _is_digest(digest):
+            self._problem("", [label], f"it names {digest[:100]!r}, which is no sha256 digest")
             return None
-        with self._guard(ref.digest, [label]):
-            if not self._there(ref.digest, ref.size, label):
+        with self._guard(digest, [label]):
+            if not self._there(digest, size, label):
                 return None
-            manifest = load_manifest(self._store.blobs, ref.digest)
-            self._count_hashed(ref.digest)
+            manifest = load_manifest(self._store.blobs, digest)
+            self._count_hashed(digest)
             for descriptor in (manifest.config, *manifest.layers):
                 if not _is_digest(descriptor.digest):
-                    raise Corrupt(what=f"manifest {ref.digest}", reason="it names a blob that is no sha256 digest")
+                    raise Corrupt(what=f"manifest {digest}", reason="it names a blob that is no sha256 digest")
             return manifest
         return None
 
-    def _claim(self, label: str, ref: Ref, manifest: Manifest | None) -> None:
+    def _subject(self, digest: str, manifest: Manifest | None, label: str) -> Descriptor | None:
+        """The capture that a crash report is about; None for a capture."""
+        with self._guard(digest, [label]):
+            return None if manifest is None else wanted_subject(digest, manifest)
+        return None
+
+    def _claim(self, label: str, digest: str, manifest: Manifest | None) -> None:
         """Note that `label` needs these blobs, before any of them is looked at."""
-        digests = [ref.digest]
+        digests = [digest]
         if manifest is not None:
             digests += [manifest.config.digest, *(layer.digest for layer in manifest.layers)]
-        for digest in digests:
-            self._users[digest].append(label)
+        for each in digests:
+            self._users[each].append(label)
 
     # -- structure -----------------------------------------------------------------------------------------------------
 
     def _structure(self, manifest: Manifest) -> list[str] | None:
         """Everything that can be known without reading content; returns the diff ids that the config says."""
         known: list[str] | None = None
+        if manifest.is_artifact:
+            for blob in (manifest.config, *manifest.layers):
+                if self._there(blob.digest, blob.size):
+                    self._layers.add(blob.digest)
+            return None
         with self._guard(manifest.config.digest):
             fresh = manifest.config.digest not in self._sizes
             if self._there(manifest.config.digest, manifest.config.size):
@@ -313,6 +331,8 @@ class _Check:
     def _content(self, images: dict[str, Manifest], known: dict[str, list[str] | None]) -> None:
         found: dict[str, str] = {}
         for digest, manifest in images.items():
+            if manifest.is_artifact:
+                continue
             said = known[digest]
             for number, descriptor in enumerate(manifest.layers):
                 if descriptor.digest in self._bad:
