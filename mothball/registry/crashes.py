@@ -123,7 +123,7 @@ class Crashes:
             "crash_repeat", job, fence, keys.workspace_id(workspace), _signature(signature), _scope(scope), at, self._window,
             _occurrence(occurrence), MOST_OCCURRENCES,
         )  # fmt: skip
-        return _decode(pairs(answer[1])) if answer[0] == "repeat" else None
+        return _decode(pairs(answer[1])) if answer[0] == "again" else None
 
     def add(self, job: str, fence: int, record: Crash, *, scope: str, occurrence: dict[str, Any]) -> tuple[Crash, bool]:
         """Record a report whose files are in the store: (its record, True).

@@ -61,7 +61,7 @@ local function crash_again(id, job, ws, at, occurrence, most)
   redis.call('HINCRBY', record, 'count', 1)
   redis.call('HSET', record, 'occurrences', cjson.encode(all), 'last_at', int(math.max(tonumber(at), tonumber(v[2] or '0'))))
   count('crash_repeats')
-  event('workspace.crashed', 'workspace', ws, 'report', id, 'repeat', '1', 'count', redis.call('HGET', record, 'count'),
+  event('workspace.crashed', 'workspace', ws, 'report', id, 'again', '1', 'count', redis.call('HGET', record, 'count'),
     'title', v[3] or '', 'signature', v[5] or '', 'host', v[4] or '', 'job', job)
   crash_done(job, id)
 end

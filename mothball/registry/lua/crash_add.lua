@@ -7,7 +7,7 @@
 -- ARGV  1 job   2 fence   3 id   4 workspace   5 repo ('' none)   6 host   7 signature   8 scope   9 ms at which it happened
 --       10 ms of the window (0: every failure has a report of its own)   11 occurrence, JSON   12 most occurrences
 --       13... the record's other fields, name and value in turn
--- Returns {'added' | 'repeat', HGETALL of the report's record} | {'lost'}
+-- Returns {'added' | 'again', HGETALL of the report's record} | {'lost'}
 -- Asked twice by one job it answers the same and counts nothing again.
 local job, fence, id, ws, repo, host = arg(1), arg(2), arg(3), arg(4), arg(5), arg(6)
 local signature, scope, at, window = arg(7), arg(8), arg(9), tonumber(arg(10))
@@ -16,13 +16,13 @@ if run_of(job, fence) ~= 'run' then
 end
 local known = redis.call('HGET', key('crash', 'draft', job), 'report')
 if known and redis.call('EXISTS', crash_key(known)) == 1 then
-  return {known == id and 'added' or 'repeat', redis.call('HGETALL', crash_key(known))}
+  return {known == id and 'added' or 'again', redis.call('HGETALL', crash_key(known))}
 end
 local sig = key('crash', 'sig', signature, scope)
 local same = crash_same(sig, window)
 if same and same ~= id then
   crash_again(same, job, ws, at, arg(11), tonumber(arg(12)))
-  return {'repeat', redis.call('HGETALL', crash_key(same))}
+  return {'again', redis.call('HGETALL', crash_key(same))}
 end
 local record = crash_key(id)
 local new = redis.call('EXISTS', record) == 0
