@@ -48,7 +48,7 @@ def collect_store(ctx: JobContext, args: CollectArgs) -> Outcome:
     """Move what nothing refers to into the trash, and delete what has been there for its time."""
     from mothball.store.collect import collect
 
-    settings, facts = ctx.settings, StoreFacts(ctx.registry.workspaces, ctx.host)
+    settings, facts = ctx.settings, StoreFacts(ctx.registry.workspaces, ctx.host, ctx.registry.crashes)
     before = {} if args.dry_run else patiently(lambda: ctx.registry.budget.stored(ctx.host))
     report = collect(
         _store(settings),

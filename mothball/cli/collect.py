@@ -84,7 +84,7 @@ def _collect_here(dry_run: bool, empty_trash: bool, orphans: list[str], *, json:
             grace_s=settings.collect_grace_seconds,
             trash_s=settings.trash_seconds,
             tombstone_s=settings.tombstone_seconds,
-            facts=StoreFacts(fleet.registry.workspaces, settings.host) if fleet else None,
+            facts=StoreFacts(fleet.registry.workspaces, settings.host, fleet.registry.crashes) if fleet else None,
             dry_run=dry_run,
             empty_trash=empty_trash,
             forget_orphans=orphans,

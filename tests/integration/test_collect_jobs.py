@@ -162,14 +162,14 @@ def test_arguments_are_checked(here: Here) -> None:
 
 
 def test_what_the_registry_says_of_a_workspace(here: Here) -> None:
-    facts = StoreFacts(here.registry.workspaces, here.settings.host)
+    facts = StoreFacts(here.registry.workspaces, here.settings.host, here.registry.crashes)
     assert [facts.standing(each) for each in (ID, "never/was#1", "by:nobody")] == ["known", "unknown", "unknown"]
     assert list(facts.registered()) == [(ID, None)]
     here.run("workspace.capture")
     assert list(facts.registered()) == [(ID, here.record.digest)]
     here.registry.workspaces.release(ID)
     assert (facts.standing(ID), list(facts.registered())) == ("gone", [])
-    assert list(StoreFacts(here.registry.workspaces, "elsewhere").registered()) == []
+    assert list(StoreFacts(here.registry.workspaces, "elsewhere", here.registry.crashes).registered()) == []
 
 
 def test_a_released_workspace_leaves_the_store_when_its_tombstone_does_and_can_be_brought_back(here: Here) -> None:

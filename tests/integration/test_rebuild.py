@@ -380,7 +380,7 @@ def test_a_store_that_is_newer_than_the_host_that_rebuilt_first_says_so(world: W
 
 def test_a_workspace_that_was_registered_again_is_not_ended_by_its_release_when_redis_is_lost(world: World) -> None:
     def later(seconds: float) -> CollectReport:
-        facts = StoreFacts(world.registry.workspaces, world.settings.host)
+        facts = StoreFacts(world.registry.workspaces, world.settings.host, world.registry.crashes)
         return collect(world.store, grace_s=1, trash_s=10**7, tombstone_s=60, facts=facts, clock=lambda: time.time() + seconds)
 
     world.workspace()
