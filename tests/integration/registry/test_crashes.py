@@ -22,7 +22,8 @@ SCOPE = "repo:o/r"
 def named(digest: str = "aaaaaaaa", **fields: Any) -> Crash:
     values = {
         "id": f"crash-o-r-issue-1-20260102-030405Z-{digest}", "workspace": "o/r#1", "repo": "o/r", "number": 1, "host": HOST,
-        "at": 0, "signature": SIG, "title": "boom", "digest": "sha256:" + "d" * 64, "generation": 3, "artifact": "sha256:" + "e" * 64,
+        "at": 0, "signature": SIG, "title": "boom", "digest": "sha256:" + "d" * 64, "generation": 3,
+        "artifact": "sha256:" + "e" * 64,
         "source": "fresh", "path": "/x.tar", "sha256": "f" * 64, "bytes": 10, "files": 2, "by": "me",
     }  # fmt: skip
     return Crash(**{**values, **fields})
