@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from mothball.policy_fields import FIELDS, FOREIGN, SIGNALS, Level, Policy, check, merge, parse_text, to_dict
-from mothball.policy_rules import RULES, Facts, Line, Notice, last_sign, lines_of, notices_of
+from mothball.policy_rules import RULES, STATES, Facts, Line, Notice, last_sign, lines_of, notices_of
 
 __all__ = [
     "EVICTED", "FIELDS", "FOREIGN", "KIND_OF", "RULES", "SIGNALS", "STATES", "TRANSITIONS", "Action", "Decision", "Facts", "Level",
@@ -21,8 +21,6 @@ __all__ = [
 ]  # fmt: skip
 
 Action = Literal["keep", "stop", "strand", "abandon", "evict"]
-STATES = ("active", "submitted", "merged", "stopped", "stranded", "abandoned")
-"""States of a record."""
 EVICTED = "evicted"
 """The state of a workspace that is only a tombstone."""
 TRANSITIONS: dict[str, frozenset[str]] = {

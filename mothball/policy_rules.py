@@ -20,7 +20,8 @@ NEVER_SIGNALS = ("stats", "health", "ping", "ports")
 """Looking at a workspace is no sign of its life (N-32), whatever a record says."""
 _LOST = ("pinned", "policy")
 """What must be known before anything is reclaimed."""
-_KNOWN_STATES = ("active", "submitted", "merged", "stopped", "stranded", "abandoned")
+STATES = ("active", "submitted", "merged", "stopped", "stranded", "abandoned")
+"""States of a record."""
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +169,7 @@ def _unknown(facts: Facts, _policy: Policy, _now: int) -> Line:
     lost = [name for name in _LOST if name in facts.unknown]
     if lost:
         return Line("unknown", "keep", 0, None, f"its {' and '.join(lost)} was lost with the registry; set it again")
-    if facts.state not in _KNOWN_STATES:
+    if facts.state not in STATES:
         return Line("unknown", "keep", 0, None, f"its state {facts.state!r} is not known to this version")
     return _absent("unknown", "everything that matters is known")
 

@@ -20,7 +20,7 @@ from mothball.errors import Busy, NoSpace, OperationFailed, PathNotAllowed
 from mothball.purge.place import Place
 from mothball.store import beside
 from mothball.store.below import FOLDER_FLAGS
-from mothball.store.beside import STATE, TREE
+from mothball.store.beside import NEW_STATE, STATE, TREE
 from mothball.store.folders import explained
 from mothball.store.read import show
 
@@ -62,7 +62,7 @@ class Aside:
 
     def check_ours(self) -> None:
         """Raise `PathNotAllowed` for a folder that merely has this name and holds something that no purge put there."""
-        if self.state() is None and not self.has_tree() and set(os.listdir(self._fd)) - {os.fsdecode(STATE + b".new")}:  # noqa: PTH208
+        if self.state() is None and not self.has_tree() and set(os.listdir(self._fd)) - {os.fsdecode(NEW_STATE)}:  # noqa: PTH208
             text = f"{show(sibling_name(self._place.name))!r} beside {self._place.path!r} is needed to delete it; move it away"
             raise PathNotAllowed(text, path=self._place.path)
 
@@ -154,7 +154,7 @@ class Aside:
         if self.has_tree():
             return
         with suppress(FileNotFoundError):
-            os.unlink(STATE + b".new", dir_fd=self._fd)
+            os.unlink(NEW_STATE, dir_fd=self._fd)
         with suppress(FileNotFoundError):
             os.unlink(STATE, dir_fd=self._fd)
         with suppress(OSError):

@@ -19,6 +19,8 @@ from mothball.store.foreign import read_json
 
 TREE: Final = b"tree"
 STATE: Final = b"state"
+NEW_STATE: Final = STATE + b".new"
+"""What a state is written as, before it takes the place of the one before; a kill leaves it there."""
 _MAX_NAME: Final = 200
 
 T = TypeVar("T")
@@ -105,7 +107,7 @@ def read_state(fd: int, kind: type[T], what: str, limit: int) -> T | None:
 
 def write_state(fd: int, text: bytes, *, durable: bool) -> None:
     """Say in one step what the folder is for; `durable`: it survives a power cut. Raises `OSError`."""
-    temp = STATE + b".new"
+    temp = NEW_STATE
     with suppress(FileNotFoundError):
         os.unlink(temp, dir_fd=fd)
     made = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)

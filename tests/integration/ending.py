@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from mothball.client import Fleet
@@ -17,7 +15,7 @@ from mothball.runtime import handle_of_pid
 from mothball.settings import Settings
 from mothball.store import Store
 from tasks import purge, runtime, services, stop
-from tasks.job import SPECS, execute
+from tests.integration.delivery import deliver
 from tests.support import eventually
 
 ID = "o/r#1"
@@ -86,11 +84,7 @@ class Host:
 
     def deliver(self, job: Job) -> dict[str, Any]:
         """The job's message reaches this worker."""
-        request = SimpleNamespace(id=job.id, hostname=f"w{time.monotonic_ns()}@h", mothball=1)
-        task = SimpleNamespace(
-            request=request, update_state=lambda **_: None, backend=SimpleNamespace(), send_event=lambda *_: None
-        )
-        return execute(task, SPECS[job.task], (), {})
+        return deliver(job)
 
     def run(self, task: str, **args: Any) -> dict[str, Any]:
         return self.deliver(self.submit(task, **args))

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +22,8 @@ from mothball.store.tree import Tree
 from tasks import services
 from tasks import snapshot as jobs
 from tasks.context import JobContext
-from tasks.job import SPECS, execute
 from tests.conftest import NO_REDIS
+from tests.integration.delivery import deliver
 from workers.main import build
 from workers.redis_server import RedisServer
 
@@ -64,11 +63,7 @@ class Here:
 
     def deliver(self, job: Job) -> dict[str, Any]:
         """The job's message reaches this worker."""
-        request = SimpleNamespace(id=job.id, hostname=f"w{time.monotonic_ns()}@h", mothball=1)
-        task = SimpleNamespace(
-            request=request, update_state=lambda **_: None, backend=SimpleNamespace(), send_event=lambda *_: None
-        )
-        return execute(task, SPECS[job.task], (), {})
+        return deliver(job)
 
     def run(self, task: str, **args: Any) -> dict[str, Any]:
         return self.deliver(self.submit(task, **args))

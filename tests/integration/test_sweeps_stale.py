@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 import tasks.notice  # noqa: F401  # declares the job that is delivered below
-from mothball.registry import Job
-from tasks.job import SPECS, execute
 from tasks.lifecycle import reconcile, sweep_expired
+from tests.integration.delivery import deliver
 from tests.integration.sweeping import DAY, HOUR, MINUTE, SECOND, Sweeping
-
-
-def deliver(job: Job) -> dict[str, Any]:
-    """The job's message reaches this worker."""
-    request = SimpleNamespace(id=job.id, hostname=f"w{time.monotonic_ns()}@h", mothball=1)
-    task = SimpleNamespace(request=request, update_state=lambda **_: None, backend=SimpleNamespace(), send_event=lambda *_: None)
-    return execute(task, SPECS[job.task], (), {})
-
 
 # -- auto-stop ---------------------------------------------------------------------------------------------------------
 
