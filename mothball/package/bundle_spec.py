@@ -172,14 +172,12 @@ def _is_text(text: str) -> bool:
 @cache
 def _validator() -> Validator:
     from jsonschema import Draft4Validator
-    from referencing import Registry, Resource
+    from referencing import Registry
     from referencing.jsonschema import DRAFT4
 
     folder = Path(__file__).parent / "schema"
     documents = {path.name: json.loads(path.read_bytes()) for path in folder.glob("*.json")}
-    registry: Registry[Any] = Registry().with_resources(
-        (name, Resource(contents=document, specification=DRAFT4)) for name, document in documents.items()
-    )
+    registry: Registry[Any] = Registry().with_resources((name, DRAFT4.create_resource(each)) for name, each in documents.items())
     return Draft4Validator({"$ref": "config-schema.json"}, registry=registry)
 
 
