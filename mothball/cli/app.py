@@ -26,12 +26,14 @@ from mothball.cli import (
     reclaim,
     restore,
     runtime,
+    seal,
     sessions,
     snapshots,
     store,
     transfer,
     workspaces,
 )
+from mothball.cli import exec as exec_
 from mothball.cli.output import emit_error
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ def build_app() -> typer.Typer:
     reclaim.add_to(app)
     policies.add_to(app)
     runtime.add_to(app)
+    exec_.add_to(app)
     jobs.add_to(app)
     snapshots.add_to(app)
     look.add_to(app)
@@ -82,6 +85,7 @@ def build_app() -> typer.Typer:
     collect.add_to(app)
     fleet.add_to(app)
     doctor.add_to(app)
+    seal.add_to(app)
     return app
 
 

@@ -47,9 +47,9 @@ def read(path: str, mount: Path = MOUNT) -> Facts:
     if not parts:
         raise InvalidParams("the root cgroup holds the whole machine; say the cgroup of the command")
     name = "/" + "/".join(parts)
-    unified = _unified(mount)
-    folder = unified.joinpath(*parts) if unified is not None else None
-    if folder is not None and _is_real(folder, unified) and (folder / "memory.current").exists():
+    top = unified(mount)
+    folder = top.joinpath(*parts) if top is not None else None
+    if folder is not None and _is_real(folder, top) and (folder / "memory.current").exists():
         return {"version": 2, "path": name, **_version_2(folder)}
     found: Facts = {}
     for part in _V1_PARTS:
@@ -90,7 +90,8 @@ def _parts(path: str, mount: Path) -> list[str]:
     return parts
 
 
-def _unified(mount: Path) -> Path | None:
+def unified(mount: Path = MOUNT) -> Path | None:
+    """Where the hierarchy of version 2 is mounted; None where there is none."""
     for folder in (mount, mount / "unified"):
         if (folder / "cgroup.controllers").exists():
             return folder

@@ -71,8 +71,8 @@ def collect(given: Given, *, workspace: Subject, settings: Settings, driver: Dri
 def exit_facts(given: Given, counted: Mapping[str, Any] | None, runtime: Mapping[str, Any] | None = None) -> Part:
     """How the command ended. ``oom_killed`` is None when nothing says it, and ``oom_evidence`` what does.
 
-    A cgroup that saw an OOM kill is evidence against a command that died of SIGKILL; of one that ended otherwise only the
-    counter is told, for the kill may be an older one.
+    An OOM kill in a cgroup of the command's own (``own``) was its. In any other it is evidence for a command that died of SIGKILL;
+    of one that ended otherwise only the counter is told, for the kill may be an older one, or a neighbour's.
     """
     end = ended(given.exit_code, given.signal)
     facts = runtime.get("facts", {}) if runtime else {}
@@ -81,7 +81,8 @@ def exit_facts(given: Given, counted: Mapping[str, Any] | None, runtime: Mapping
     kills = counted.get("oom_kills") if counted else None
     killed, why = None, ""
     if isinstance(kills, int):
-        by_kill = end.signal == _KILL or end.code == _KILLED_CODE or (end.signal is None and end.code is None)
+        own = counted is not None and counted.get("own") is True
+        by_kill = own or end.signal == _KILL or end.code == _KILLED_CODE or (end.signal is None and end.code is None)
         killed = kills > 0 and by_kill
         why = f"{kills} OOM kill{'' if kills == 1 else 's'} counted in the cgroup"
         if kills and not by_kill:

@@ -18,13 +18,15 @@ MOST_COMMAND: Final = 1000
 class Given(msgspec.Struct, frozen=True, kw_only=True):
     """One failure, as it is reported. Everything may be missing.
 
-    `exit_code` is the command's own; a negative one is a signal, as `subprocess` has it. `signal` is a number or a name. `log` is
-    the path of a file below the workspace roots, a relative one below the workspace. `env` is the failing command's environment;
-    only what the setting ``crash_env`` allows is kept. `cgroup` is the path of the command's cgroup, or, when that is gone already, the
-    figures that `mothball.crash.cgroup.read` took of it. `pid` is the failed or hanging process. `at` is ms of Redis TIME.
+    `error_bytes` is the size of the whole text when `error` is what `text.clip` left of it. `exit_code` is the command's own; a
+    negative one is a signal, as `subprocess` has it. `signal` is a number or a name. `log` is the path of a file below the
+    workspace roots, a relative one below the workspace. `env` is the failing command's environment; only what the setting
+    ``crash_env`` allows is kept. `cgroup` is the path of the command's cgroup or, when that is gone already, the figures that
+    `mothball.crash.cgroup.read` took of it. `pid` is the failed or hanging process. `at` is ms of Redis TIME.
     """
 
     error: str = ""
+    error_bytes: int = 0
     title: str = ""
     exit_code: int | None = None
     signal: int | str | None = None

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
+from mothball.crash.facts import PackageFacts
 from mothball.crash.given import MOST_COMMAND, Given
 from mothball.crash.names import report_id
 from mothball.crash.signature import Signature
@@ -90,8 +91,8 @@ def build(
         "error": {
             "title": one_line(given.title) or signature.title,
             "text": error.text,
-            "truncated": error.truncated,
-            "bytes": error.bytes,
+            "truncated": error.truncated or given.error_bytes > error.bytes,
+            "bytes": max(error.bytes, given.error_bytes),
             "signature": signature.hex16,
             "frames": list(signature.frames),
         },
@@ -124,9 +125,9 @@ def finish(document: Mapping[str, Any], redactor: Redactor, *, key_id: str = "")
     return out
 
 
-def with_package(report: Mapping[str, Any], facts: Any, redactor: Redactor) -> dict[str, Any]:
-    """A finished report with the facts of its package (`mothball.crash.package.PackageFacts`); the id stays the same."""
-    plain = msgspec.to_builtins(facts)
+def with_package(report: Mapping[str, Any], facts: PackageFacts, redactor: Redactor) -> dict[str, Any]:
+    """A finished report with the facts of its package; the id stays the same."""
+    plain = facts.to_dict()
     return {**report, "package": _cleaned(_tree(plain, redactor.text))}
 
 

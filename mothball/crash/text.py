@@ -16,6 +16,7 @@ TAIL_BYTES: Final = 48 * 1024
 ERROR_BYTES: Final = HEAD_BYTES + TAIL_BYTES
 """Longest error text of a report, bytes; of a longer one the head (what went wrong first) and the tail (the cause) are kept."""
 TITLE_CHARACTERS: Final = 200
+_NOTE: Final = 64
 _LINE_LOOK: Final = 4096
 """How far a cut moves to the end of a line; without one so far, that much is given up."""
 
@@ -73,6 +74,7 @@ def clip(text: str, limit: int = ERROR_BYTES) -> Clipped:
     raw = whole.encode("utf-8", "replace")
     if len(raw) <= limit:
         return Clipped(whole, truncated=False, bytes=len(raw))
+    limit -= _NOTE  # so that what is left is not clipped again by the next one
     head = line_end(raw[: limit // 4].decode("utf-8", "ignore"))
     tail = line_start(raw[len(raw) - (limit - limit // 4) :].decode("utf-8", "ignore"))
     left_out = len(raw) - len(head.encode()) - len(tail.encode())

@@ -1,0 +1,114 @@
+"""`mothball exec`: run a command in a workspace, and file a crash report when it fails."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from mothball import errors
+from mothball.cli.output import note
+from mothball.cli.session import open_fleet, who
+from mothball.cli.text import human_bytes, parse_size, printable
+from mothball.cli.workspaces import WorkspaceId
+
+if TYPE_CHECKING:
+    from mothball.client import Fleet
+    from mothball.crash.watch import Watched
+    from mothball.registry import Workspace
+
+PANEL = "Crash reports"
+EXIT_NOT_FOUND = 127
+_LEAST_MEMORY = 1024**2
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's command to `app`."""
+    app.command("exec", rich_help_panel=PANEL)(execute)
+
+
+def execute(
+    workspace: WorkspaceId,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The command, after --.", show_default=False)],
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory limit, such as 2GiB, where a cgroup can be made.", show_default=False)
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write its output to FILE; a report keeps the end.", show_default=False)
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="File no crash report.", show_default=False)] = False,
+) -> int:
+    """Run a command in a workspace's directory, and file a crash report when it fails.
+
+    The workspace is in use while it runs. Its output passes through, signals are passed on, and the exit code is its own (128 and
+    the number for a signal). A failure that somebody asked for (Ctrl-C, kill) files no report.
+    """
+    from mothball.crash.watch import find, watch
+
+    limit = None if memory is None else parse_size(memory)
+    if limit is not None and limit < _LEAST_MEMORY:
+        raise errors.InvalidParams("--memory must be at least 1MiB")
+    with open_fleet() as fleet:
+        record = fleet.get(workspace)
+        place = _directory(fleet, record)
+        try:
+            find(command, place)
+        except errors.NotFound as error:
+            note(f"error: {error.code}: {error.message}")
+            return EXIT_NOT_FOUND
+        with ExitStack() as stack:
+            # Until the report is filed: a workspace whose command has just crashed is not idle.
+            stack.enter_context(fleet.active(workspace))
+            file = stack.enter_context(_open_log(log)) if log is not None else None
+            ended = watch(command, cwd=place, memory=limit, log=file)
+            if limit is not None and ended.no_cgroup:
+                note(f"note: it ran without the memory limit: {ended.no_cgroup}")
+            if ended.failed and not no_report:
+                _report(fleet, workspace, command, ended, log)
+        return ended.status
+
+
+def _directory(fleet: Fleet, record: Workspace) -> Path:
+    if record.host != fleet.settings.host:
+        raise errors.InvalidParams(f"workspace {record.id!r} lies on host {record.host!r}: run this there")
+    place = Path(record.path)
+    if not place.is_dir():
+        raise errors.SourceMissing(f"{record.path!r} is not there: nothing can run in it", path=record.path, reason="no directory")
+    return place
+
+
+def _open_log(path: Path) -> BinaryIO:
+    """A new file, or one that is appended to; never through a link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, flags, 0o600), "ab")
+    except OSError as error:
+        raise errors.InvalidParams(f"--log {str(path)!r} cannot be written: {error.strerror}") from None
+
+
+def _report(fleet: Fleet, workspace: str, command: list[str], ended: Watched, log: Path | None) -> None:
+    """File the report. What goes wrong with it is said and changes nothing: the command's exit code is what counts."""
+    note(f"{printable(command[0])} {_how(ended)}")
+    try:
+        job = fleet.crash_report(
+            workspace, ended.output, exit_code=ended.exit_code, signal=ended.signal, command=command, env=dict(os.environ),
+            cgroup=ended.cgroup, log=None if log is None else str(log.absolute()), by=who(""),
+        )  # fmt: skip
+    except errors.MothballError as error:
+        note(f"error: no crash report could be filed: {error.code}: {error.message}")
+        return
+    note(f"crash report: job {job.id} (`mothball job {job.id}` follows it, `mothball crash-reports` lists them)")
+
+
+def _how(ended: Watched) -> str:
+    if ended.oom_killed:
+        peak = (ended.cgroup or {}).get("memory_peak")
+        return "was killed for want of memory" + (f", at {human_bytes(peak)}" if peak else "")
+    if ended.signal is not None:
+        from mothball.crash.given import signal_name
+
+        return f"was killed by {signal_name(ended.signal)}" + (", with a core dump" if ended.core_dumped else "")
+    return f"failed with exit code {ended.exit_code}"
