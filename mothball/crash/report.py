@@ -139,8 +139,18 @@ def encode(document: Mapping[str, Any]) -> bytes:
 
 def _redacted(document: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
     """Each part by what it is: a value of an environment is found by its name, a word of a command by the word before it."""
-    out = dict(document)
-    evidence = dict(out["evidence"])
+    out = {**document, "evidence": redact_evidence(document["evidence"], redactor)}
+    for name in ("git", "host"):
+        out[name] = redactor.document(out[name])
+    # Ours are the keys, somebody else's are the texts.
+    for name in ("workspace", "error", "capture", "since", "omissions"):
+        out[name] = _tree(out[name], redactor.text)
+    return out
+
+
+def redact_evidence(found: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """Evidence without secrets, each part by what it is; redacted once more it is the same."""
+    evidence = dict(found)
     command = _words(evidence.pop("command", []), redactor)
     environment = dict(evidence.pop("environment", None) or {})
     processes = dict(evidence.pop("processes", None) or {})
@@ -148,19 +158,13 @@ def _redacted(document: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
         environment["variables"] = redactor.env(environment["variables"])
     if isinstance(processes.get("listed"), list):
         processes["listed"] = [{**each, "argv": _words(each.get("argv", []), redactor)} for each in processes["listed"]]
-    out["evidence"] = {
+    return {
         **redactor.document(evidence),
         "command": command,
         # Again as text: a name that tells nothing may have a value that does.
         "environment": _tree(environment, redactor.text),
         "processes": _tree(processes, redactor.text),
     }
-    for name in ("git", "host"):
-        out[name] = redactor.document(out[name])
-    # Ours are the keys, somebody else's are the texts.
-    for name in ("workspace", "error", "capture", "since", "omissions"):
-        out[name] = _tree(out[name], redactor.text)
-    return out
 
 
 def _words(words: Sequence[str], redactor: Redactor) -> list[str]:
