@@ -30,6 +30,7 @@ from mothball.registry.records import (
     Job,
     SubmitResult,
 )
+from mothball.registry.redaction import fleet_key
 from mothball.registry.retentions import Retentions
 from mothball.registry.runs import BACKOFF_MS, MAX_JITTER_PER_MILLE
 from mothball.registry.scripts import Scripts
@@ -99,6 +100,10 @@ class Registry:
     def time_ms(self) -> int:
         """Redis TIME in ms."""
         return self._connection.time_ms()
+
+    def redaction_key(self) -> bytes:
+        """The fleet's key for the pseudonyms of secrets, 32 bytes; made on first use. Raises `Unavailable`."""
+        return fleet_key(self._connection, self.settings)
 
     def ping(self) -> bool:
         """True when Redis answers; raises `Unavailable` when it does not."""

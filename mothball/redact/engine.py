@@ -1,0 +1,188 @@
+"""The redactor: text, bytes, streams, JSON trees, environments, command lines and file names without their secrets.
+
+A secret is replaced by ``[redacted:<rule>:<12 hex of HMAC-SHA256(key, secret)>]``, without a key by ``[redacted:<rule>]``. Redacting
+twice changes nothing. Long input is read in windows whose borders depend on the content alone, so however it is cut into pieces, the
+result is the same.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from mothball.redact import files, judge
+from mothball.redact.known import Known
+from mothball.redact.rules import Rules
+from mothball.redact.scan import Scanner, Span
+
+BLOCK = 4 * 1024 * 1024
+"""Bytes of one window of a stream; memory is a small multiple of it."""
+OVERLAP = 128 * 1024
+"""Bytes a window sees beyond its own end, four times the longest secret: one that lies across the border is seen whole."""
+_ROUNDS = 5
+_KNOWN_RANK = 2000
+
+
+@lru_cache(maxsize=8)
+def _scanner(rules: Rules) -> Scanner:
+    return Scanner(rules)
+
+
+class Redactor:
+    """Finds and replaces secrets. Threads may share one; what it found is in `counts` and `values`.
+
+    `values` are the secrets themselves: they stay in memory, are never shown and never pickled.
+    """
+
+    def __init__(self, key: bytes | None, rules: Rules, known: Iterable[bytes] = ()) -> None:
+        """`key` makes the pseudonyms (None: none); `known` are values that are secrets wherever they stand (8 bytes or more)."""
+        self._key = key
+        self.rules = rules
+        self._scanner = _scanner(rules)
+        self._known = Known(known)
+        self._lock = threading.Lock()
+        self.counts: Counter[str] = Counter()
+        self.values: set[bytes] = set(self._known.values)
+
+    def __repr__(self) -> str:
+        return f"<Redactor {self.rules.digest}, {self.counts.total()} found>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Redactor holds secrets and is not pickled")
+
+    @property
+    def key_id(self) -> str | None:
+        """Eight hex that tell whether two reports used the same key; None without one. Says nothing about the key itself."""
+        return None if self._key is None else hmac.digest(self._key, b"mothball redaction key", "sha256").hex()[:8]
+
+    # --- text and bytes -----------------------------------------------------------------------------------------------------------
+
+    def text(self, text: str) -> str:
+        """`text` without its secrets; lone surrogates survive."""
+        raw = text.encode("utf-8", "surrogatepass")
+        out = self._whole(raw, files.CODE)
+        return text if out is raw else out.decode("utf-8", "surrogatepass")
+
+    def data(self, data: bytes, name: bytes = b"") -> bytes:
+        """The content of a text file without its secrets. `name` (a path or base name) tells files for credentials from code.
+
+        The very same object when nothing was found.
+        """
+        if len(data) <= BLOCK and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+            return self._whole(data, files.level_of(name), netrc=files.is_netrc(name))
+        return b"".join(self.stream((data,), name))
+
+    def stream(self, pieces: Iterable[bytes], name: bytes = b"") -> Iterator[bytes]:
+        """`data` for what does not fit into memory: the same bytes, in other pieces.
+
+        A window is `BLOCK` bytes; what begins in it is seen to the end up to `OVERLAP` bytes behind it.
+        """
+        from mothball.redact.windows import redacted
+
+        return redacted(self, pieces, name)
+
+    def binary(self, pieces: Iterable[bytes]) -> set[str]:
+        """The rules that fire in binary content, in its bytes or in UTF-16 within; empty when it may be handed over."""
+        from mothball.redact.windows import fired
+
+        return fired(self, pieces)
+
+    def learn(self, name: bytes, data: bytes) -> None:
+        """Find the secrets of a file, so that `remember` makes them known wherever they stand. Counts nothing."""
+        order = files.utf16(data)
+        view = data if order is None else files.narrow(data, order)
+        for span in self.spans(view, 0, len(view), files.level_of(name), netrc=files.is_netrc(name)):
+            self._keep(view[span.start : span.end])
+        self.remember()
+
+    def remember(self) -> bool:
+        """From now on find every value found so far wherever it stands; True when there is one that was not known before."""
+        with self._lock:
+            known = Known(self.values)
+        new = known.values != self._known.values
+        self._known = known
+        return new
+
+    # --- structured ---------------------------------------------------------------------------------------------------------------
+
+    def document(self, obj: Any) -> Any:
+        """A JSON tree without its secrets: keys, strings, and the values of telling keys as a whole."""
+        from mothball.redact.structured import document
+
+        return document(self, obj)
+
+    def env(self, env: Mapping[str, str]) -> dict[str, str]:
+        """An environment without its secrets: every value of a telling name, and what the rules find in the others."""
+        from mothball.redact.structured import environment
+
+        return environment(self, env)
+
+    def argv(self, argv: Iterable[str]) -> list[str]:
+        """A command line without its secrets: ``--password x``, ``--token=x``, ``KEY=value``, URLs, headers."""
+        from mothball.redact.structured import arguments
+
+        return arguments(self, list(argv))
+
+    def name(self, path: bytes) -> bytes:
+        """A path without the secrets in its components; never adds a '/' or a NUL, never makes a component longer than 255 bytes."""
+        from mothball.redact.structured import path_name
+
+        return path_name(self, path)
+
+    # --- the parts ----------------------------------------------------------------------------------------------------------------
+
+    def pseudonym(self, rule: str, secret: bytes) -> bytes:
+        """What stands for `secret`: the same one for the same bytes everywhere in the fleet."""
+        if self._key is None:
+            return b"[redacted:%s]" % rule.encode()
+        return b"[redacted:%s:%s]" % (rule.encode(), hmac.digest(self._key, secret, "sha256")[:6].hex().encode())
+
+    def spans(self, data: bytes, lo: int, hi: int, level: int, *, netrc: bool = False) -> list[Span]:
+        """Where the secrets of ``data[lo:hi]`` stand: by rule, and known values. Counts nothing."""
+        found = self._scanner.spans(data, lo, hi, level)
+        more = [Span(start, end, _KNOWN_RANK, "known") for start, end in self._known.spans(data, lo, hi)] if self._known else []
+        if netrc:
+            from mothball.redact.tokens import netrc_passwords
+
+            more += [Span(start, end, _KNOWN_RANK - 1, "netrc") for start, end in netrc_passwords(data, lo, hi)]
+        return self._scanner.joined([*found, *more], data, lo, hi) if more else found
+
+    def replace(self, data: bytes, spans: list[Span], lo: int, hi: int) -> bytes:
+        """``data[lo:hi]`` with pseudonyms for `spans`, which are counted."""
+        out: list[bytes] = []
+        at = lo
+        for span in spans:
+            secret = data[span.start : span.end]
+            self._keep(secret)
+            out += (data[at : span.start], self.pseudonym(span.rule, secret))
+            at = span.end
+        with self._lock:
+            self.counts.update(span.rule for span in spans)
+        out.append(data[at:hi])
+        return b"".join(out)
+
+    def whole_secret(self, rule: str, secret: str) -> str:
+        """The pseudonym of a value that is a secret as a whole; a value that is pseudonyms already stays."""
+        raw = secret.encode("utf-8", "surrogatepass")
+        span = self._scanner.joined([Span(0, len(raw), 0, rule)], raw, 0, len(raw))
+        return self.replace(raw, span, 0, len(raw)).decode("utf-8", "surrogatepass")
+
+    def allowed(self, value: bytes) -> bool:
+        return value in self.rules.allow
+
+    def _whole(self, data: bytes, level: int, *, netrc: bool = False) -> bytes:
+        for _ in range(_ROUNDS):
+            spans = self.spans(data, 0, len(data), level, netrc=netrc)
+            if not spans:
+                break
+            data = self.replace(data, spans, 0, len(data))
+        return data
+
+    def _keep(self, secret: bytes) -> None:
+        if judge.is_distinct(secret):
+            with self._lock:
+                self.values.add(secret)

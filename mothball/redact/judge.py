@@ -1,0 +1,155 @@
+"""Is what stands beside a telling name a secret? Names, placeholders and entropy; every figure is here.
+
+In code ``token = get_token()`` and ``password: str`` stay, in configuration a value needs less to be a secret, and in a file for
+credentials (or an environment, or a command line) every value of a telling name is one unless it is plainly harmless.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from mothball.redact.files import CODE, CONFIG, CREDENTIALS
+
+PASSWORD_BITS = 2.5
+"""Least entropy of a quoted password, bits a character (``hunter2`` has 2.8)."""
+TOKEN_BITS = 3.0
+"""Least entropy of a quoted token, secret or key."""
+STRONG_BITS = 3.3
+"""Least entropy of what is neither quoted nor in configuration, or whose name says that it is no secret (``token_url``)."""
+LEAST_PASSWORD, LEAST_TOKEN, LEAST_STRONG = 6, 8, 16
+"""Least lengths in characters that go with the three."""
+_SMALL_NUMBER = 6
+_CLASSES = 3
+
+_PASSWORD = re.compile(rb"pass|pwd", re.IGNORECASE)
+_HARMLESS = re.compile(
+    rb"""(?ix) (?: true|false|yes|no|on|off|none|null|nil|undefined|empty|default|optional|required|enabled|disabled|unset|n/a
+    | str(?:ing)? | bytes | int | bool(?:ean)? | any | object | text | redacted
+    | [-+]?[0-9.]{1,6} | (.)\1* | \*+ | \.+ | -+
+    | \$\{[^}]*\} | \$\([^)]*\) | \$[A-Za-z_]\w* | \#\ .* | \# | %\w? | %\w+% | %\([^)]*\).? | <[^>]*> | \{\{.*\}\} | \{[^}]*\}
+    | \[\w*\] | @\w+@ | &\w+ | !\w+\ .*
+    | (?:your|insert|replace|enter|put|change)[-_ ].*(?:here|me|token|key|password|secret)
+    | changeme | example | placeholder | dummy ) \Z""",
+    re.DOTALL,
+)
+_WORDS = re.compile(rb"[A-Za-z_.\-/ :]+\Z")
+_DOTTED = re.compile(rb"[A-Za-z_]\w*(?:(?:\.|->|::|\?\.)\w+)+\Z")
+_IDENTIFIER = re.compile(rb"[A-Za-z_]\w*\Z")
+_PATH = re.compile(rb"(?:[.~]{0,2}|[A-Za-z]:)?[/\\][A-Za-z._-]+[/\\].*|(?:[\w.@-]+/)+[\w.@-]+\.[a-z]{1,5}\Z|[a-z+]+://.*", re.DOTALL)
+_CODE = re.compile(rb"[()\[\]{}<>;|&*?!]|::|->|\$")
+_SAYS_NOT = re.compile(
+    rb"(?i)(?:[_.-]|(?<=[a-z]))(?:name|names|type|types|count|len|length|size|url|uri|file|path|dir|field|regex|pattern|id|ids|ttl|expir\w*|"
+    rb"label|title|hint|help|text|message|msg|error|prompt|prefix|suffix|header|format|version|policy|rule|rules|manager|provider|"
+    rb"service|class|module|index|limit|min|max|timeout|at|on|is|has|get|set|kind|list|required|placeholder|strength|enabled)\Z"
+)
+_ENV_NAME = re.compile(rb"[A-Z][A-Z0-9_]*\Z")
+_COMMON = frozenset(
+    b"password passwords passwd passphrase username development production staging localhost undefined function default internal "
+    b"external changeme placeholder disabled required optional anonymous administrator postgres postgresql mongodb rabbitmq "
+    b"mysqladmin something example keychain credential credentials authorization authentication application/json bearer "
+    b"x-oauth-basic x-access-token github-actions 127.0.0.1 loopback access_token refresh_token client_secret true false".split()
+)  # fmt: skip
+LEAST_KNOWN = 8
+"""Shorter values are not looked for elsewhere: they stand everywhere by chance."""
+
+
+def entropy(value: bytes) -> float:
+    """Shannon entropy of `value`, bits a byte."""
+    if not value:
+        return 0.0
+    size = len(value)
+    return -sum(count / size * math.log2(count / size) for count in map(value.count, set(value)))
+
+
+def is_password(name: bytes) -> bool:
+    """True when `name` speaks of a password, which people choose, rather than of a token, which machines make."""
+    return _PASSWORD.search(name[-128:]) is not None
+
+
+def harmless(value: bytes) -> bool:
+    """True for placeholders, variables, booleans, small numbers, and nothing at all."""
+    return not value or (len(value) <= 256 and _HARMLESS.match(value) is not None)
+
+
+def says_not(name: bytes) -> bool:
+    """True for a name whose end says that its value is no secret: ``token_url``, ``password_field``."""
+    return _SAYS_NOT.search(name[-64:]) is not None
+
+
+def _classes(value: bytes) -> int:
+    return (
+        (value.upper() != value) + (value.lower() != value) + any(48 <= byte <= 57 for byte in value)
+        + any(not (48 <= byte <= 57 or 65 <= byte <= 90 or 97 <= byte <= 122 or byte == 95) for byte in value)
+    )  # fmt: skip
+
+
+def _digits(value: bytes) -> int:
+    return sum(48 <= byte <= 57 for byte in value)
+
+
+def is_strong(value: bytes) -> bool:
+    """True for what looks made by a machine: long, of high entropy, with digits, no path and no expression."""
+    if len(value) < LEAST_STRONG or entropy(value) < STRONG_BITS or _PATH.match(value) or _CODE.search(value):
+        return False
+    digits = _digits(value)
+    if not digits:
+        return len(value) >= 2 * LEAST_STRONG and _classes(value) >= 2 and not _WORDS.match(value)
+    return _classes(value) >= _CLASSES or digits * 8 >= len(value)
+
+
+def is_secret(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: int) -> bool:
+    """Whether `value` beside the telling `name` is redacted.
+
+    `tight`: written ``NAME=value`` without spaces, as in an environment. `level` is that of the file (`mothball.redact.files`).
+    """
+    if harmless(value):
+        return False
+    if level == CREDENTIALS:
+        return True
+    if _SAYS_NOT.search(name[-64:]):
+        return is_strong(value)
+    plain = value.lower()
+    if plain in _COMMON or plain == name.lower():
+        return False
+    literal = quoted or level == CONFIG or (tight and _ENV_NAME.match(name) is not None)
+    if not literal:
+        return _unquoted(value)
+    if not quoted and _CODE.search(value) and level == CODE:
+        return is_strong(value)
+    if _PATH.match(value):
+        return False
+    return _literal(name, value, quoted=quoted, tight=tight, level=level)
+
+
+def _unquoted(value: bytes) -> bool:
+    """In code, without quotes: an expression unless it can hardly be one."""
+    if _DOTTED.match(value):
+        return False
+    if _IDENTIFIER.match(value) and _digits(value) < 3:  # noqa: PLR2004 - `sha256`-like names have up to three digits
+        return False
+    return is_strong(value) or (len(value) >= LEAST_TOKEN and _classes(value) == 4 and not _CODE.search(value))  # noqa: PLR2004
+
+
+def _literal(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: int) -> bool:
+    password = is_password(name)
+    spaced = any(byte in b" \t\n" for byte in value)
+    if spaced:
+        return level == CONFIG and password and quoted and _digits(value) > 0
+    if _WORDS.match(value):
+        if len(value) >= 2 * LEAST_STRONG and _classes(value) >= 2 and entropy(value) >= 4.0:  # noqa: PLR2004 - letters only, yet random
+            return True
+        # A password of letters: in configuration and environments only, for in code it is mostly a name.
+        chosen = password and len(value) >= LEAST_PASSWORD and (level == CONFIG or tight and _ENV_NAME.match(name) is not None)
+        return chosen and not _PASSWORD.search(value)
+    if password:
+        return len(value) >= LEAST_PASSWORD and entropy(value) >= PASSWORD_BITS
+    least = TOKEN_BITS if len(value) > LEAST_STRONG else PASSWORD_BITS
+    return len(value) >= LEAST_TOKEN and entropy(value) >= least and _digits(value) > 0
+
+
+def is_distinct(value: bytes) -> bool:
+    """True for a found value that may be looked for everywhere: long enough and no common word."""
+    if len(value) < LEAST_KNOWN or value.lower() in _COMMON or harmless(value):
+        return False
+    return len(value) >= LEAST_STRONG or not _WORDS.match(value) or _classes(value) > 1

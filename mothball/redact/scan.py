@@ -1,0 +1,188 @@
+"""Where the secrets stand: one RE2 pass over all keywords, then a bounded look at each of them.
+
+`spans` is a pure function of rules, bytes and level; nothing here remembers anything, so threads may share one `Scanner` (RE2 lets go
+of the interpreter lock while it reads).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from mothball.redact import tokens
+from mothball.redact.builtin import KEY_MARKS, URL_MARK, WORDS
+from mothball.redact.files import CODE
+from mothball.redact.patterns import compiled, escaped
+from mothball.redact.rules import Rule, Rules
+
+REACH = 32 * 1024
+"""Bytes that one secret may have at most: what a rule sees from its keyword on. A longer one is cut there, and its rest stays."""
+
+PSEUDONYM = rb"\[redacted:[a-z0-9-]{1,32}(?::[0-9a-f]{12})?\]"
+"""What stands for a secret. It is never a finding, and never part of one."""
+
+
+class Span(NamedTuple):
+    """A secret from `start` to `end`; of two rules that find the same, the lower `rank` gives the name."""
+
+    start: int
+    end: int
+    rank: int
+    rule: str
+
+
+_SHAPE = (
+    rb"--[\w-]{0,40}(?i:%(words)s)[\w-]{0,40}[ \t]+|(?:ENV|setenv)[ \t]+\w*(?i:%(words)s)\w*[ \t]+|"
+    rb"(?i:%(words)s)[\w.\-]*['\"\]\)\\ \t]*(?:[=:,>]|(?:&quot;|%%22|%%27)?%%3[aAdD]|\r?\n[ \t-]*['\"]?[vV]alue['\"]?[ \t]*:)"
+)
+_TELLING_RANK = 1000
+_OWN_RANK = 500
+
+
+class Scanner:
+    """The rules, compiled."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._by_keyword: dict[bytes, list[tuple[int, Rule, Any]]] = {}
+        for rank, rule in enumerate(rules.builtin):
+            for keyword in rule.keywords:
+                self._by_keyword.setdefault(keyword, []).append((rank, rule, compiled(rule.pattern)))
+        marks = b"|".join(escaped(word) for word in sorted({*self._by_keyword, URL_MARK, *KEY_MARKS}, key=lambda w: (-len(w), w)))
+        self._marks = compiled(marks, spans_only=True)
+        self._finder = compiled(marks + b"|" + _SHAPE % {b"words": WORDS}, spans_only=True)
+        self._own = [(_OWN_RANK + n, rule, compiled(rule.pattern)) for n, rule in enumerate(rules.own)]
+        self._walls = compiled(PSEUDONYM, spans_only=True)
+
+    def spans(self, data: bytes, lo: int = 0, hi: int | None = None, level: int = CODE) -> list[Span]:
+        """The secrets in ``data[lo:hi]``, sorted, none touching another's bytes; what stands before `lo` is only looked back at."""
+        hi = len(data) if hi is None else hi
+        found = _Finding(self, data, lo, hi, level)
+        for hit in self._finder.finditer(data, lo, hi):
+            found.at(*hit.span())
+        for rank, rule, pattern in self._own:
+            if rule.keywords and not any(data.find(word, lo, hi) >= 0 for word in rule.keywords):
+                continue
+            for match in pattern.finditer(data, lo, hi):
+                start, end = match.span(rule.group)
+                if end > start:
+                    found.add(start, end, rank, rule.name)
+        return self._settled(found.spans, data, lo, hi)
+
+    def _settled(self, spans: list[Span], data: bytes, lo: int, hi: int) -> list[Span]:
+        """Overlapping spans joined, pseudonyms cut out, allowed values dropped."""
+        if not spans:
+            return []
+        if self.rules.allow:
+            spans = [span for span in spans if data[span.start : span.end] not in self.rules.allow]
+        return self.joined(spans, data, lo, hi)
+
+    def joined(self, spans: list[Span], data: bytes, lo: int, hi: int) -> list[Span]:
+        """`spans` sorted and joined where they overlap; a pseudonym inside one stays, the bytes on both sides of it do not."""
+        out: list[Span] = []
+        for span in sorted(spans):
+            if out and span.start < out[-1].end:
+                last = out[-1]
+                rank, rule = min((last.rank, last.rule), (span.rank, span.rule))
+                out[-1] = Span(last.start, max(last.end, span.end), rank, rule)
+            else:
+                out.append(span)
+        if not out or data.find(b"[redacted:", lo, hi) < 0:
+            return out
+        walls = [match.span() for match in self._walls.finditer(data, lo, hi)]
+        return [part for span in out for part in _outside(span, walls)]
+
+    def marks(self, data: bytes, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+        """The keywords of token rules alone, for what a telling name has swallowed."""
+        for hit in self._marks.finditer(data, lo, hi):
+            yield hit.span()
+
+    def rules_at(self, keyword: bytes) -> list[tuple[int, Rule, Any]]:
+        return self._by_keyword.get(keyword, [])
+
+
+def _outside(span: Span, walls: list[tuple[int, int]]) -> Iterator[Span]:
+    start = span.start
+    at = max(0, bisect_left(walls, (start, start)) - 1)
+    while at < len(walls) and walls[at][0] < span.end:
+        wall_start, wall_end = walls[at]
+        at += 1
+        if wall_end <= start:
+            continue
+        if wall_start > start:
+            yield span._replace(start=start, end=wall_start)
+        start = wall_end
+    if start < span.end:
+        yield span._replace(start=start)
+
+
+class _Finding:
+    """One scan: what was found so far, and what must not be looked at twice."""
+
+    def __init__(self, scanner: Scanner, data: bytes, lo: int, hi: int, level: int) -> None:
+        self.scanner = scanner
+        self.data = data
+        self.lo, self.hi, self.level = lo, hi, level
+        self.spans: list[Span] = []
+        self._done: dict[int, int] = {}
+        self._key_ends: list[int] | None = None
+
+    def add(self, start: int, end: int, rank: int, rule: str) -> None:
+        self.spans.append(Span(start, end, rank, rule))
+
+    def at(self, start: int, end: int) -> None:
+        """A keyword stands from `start` to `end`: try what can begin there."""
+        word = self.data[start:end]
+        rules = self.scanner.rules_at(word)
+        if rules:
+            self._tokens(rules, start)
+        elif word == URL_MARK:
+            self._url(start)
+        elif word in KEY_MARKS:
+            self._key(start, begins=word[-6:] == b"BEGIN ")
+        else:
+            self._telling(start, end)
+
+    def _tokens(self, rules: list[tuple[int, Rule, Any]], start: int) -> None:
+        data, limit = self.data, min(self.hi, start + REACH)
+        for rank, rule, pattern in rules:
+            if start < self._done.get(rank, 0):
+                continue
+            match = pattern.match(data, start, limit)
+            if match is None:
+                continue
+            begin, end = tokens.secret_of(match)
+            if rule.name in tokens.NEED_BORDER and tokens.inside_word(data, start, 0):
+                continue
+            if rule.check is None or rule.check(data[begin:end]):
+                self._done[rank] = end
+                self.add(begin, end, rank, rule.name)
+
+    def _url(self, start: int) -> None:
+        for begin, end in tokens.user_info(self.data, start, self.lo, min(self.hi, start + REACH)):
+            self.add(begin, end, _TELLING_RANK - 1, "url")
+
+    def _key(self, start: int, *, begins: bool) -> None:
+        if start < self._done.get(-1, self.lo):
+            return
+        span = tokens.key_from(self.data, start, self.hi, self._ends()) if begins else tokens.key_before(
+            self.data, start, max(self.lo, self._done.get(-1, self.lo)))
+        if span is not None:
+            self._done[-1] = span[1]
+            self.add(*span, 0, "private-key")
+
+    def _ends(self) -> list[int]:
+        if self._key_ends is None:
+            self._key_ends = tokens.key_ends(self.data, self.lo, self.hi)
+        return self._key_ends
+
+    def _telling(self, start: int, end: int) -> None:
+        data = self.data
+        if end - start > 12:  # noqa: PLR2004 - a long name may have swallowed the keyword of a token
+            for hit in self.scanner.marks(data, start + 1, end):
+                self.at(*hit)
+        if data[end - 1 : end + 2] == URL_MARK:
+            self._url(end - 1)
+        for begin, stop, rule in tokens.beside(data, start, end, self.hi, self.level):
+            self.add(begin, stop, _TELLING_RANK, rule)

@@ -1,0 +1,112 @@
+"""Long input in windows of bounded size, whose borders depend on the bytes alone and never on how they arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from mothball.redact import files, judge
+from mothball.redact.engine import BLOCK, OVERLAP
+from mothball.redact.patterns import compiled
+
+if TYPE_CHECKING:
+    from mothball.redact.engine import Redactor
+    from mothball.redact.scan import Span
+
+_ROUNDS = 5
+_LINE_BACK = 64 * 1024
+
+
+
+
+def redacted(redactor: Redactor, pieces: Iterable[bytes], name: bytes) -> Iterator[bytes]:
+    """The pieces without their secrets; see `Redactor.stream`."""
+    buffer = bytearray()
+    order: str | None = None
+    begun = False
+    level, netrc = files.level_of(name), files.is_netrc(name)
+    for piece in pieces:
+        buffer += piece
+        if not begun and len(buffer) >= 4:  # noqa: PLR2004 - the mark of UTF-16, or of UTF-32
+            order, begun = files.utf16(bytes(buffer[:4])), True
+        width = 1 if order is None else 2
+        while begun and len(buffer) >= width * (BLOCK + OVERLAP):
+            window = bytes(buffer[: width * (BLOCK + OVERLAP)])
+            out, used = _window(redactor, window, order, level, netrc=netrc, last=False)
+            del buffer[:used]
+            yield out
+    order = files.utf16(bytes(buffer[:4])) if not begun else order
+    if buffer:
+        out, _ = _window(redactor, bytes(buffer), order, level, netrc=netrc, last=True)
+        yield out
+
+
+def _window(redactor: Redactor, window: bytes, order: str | None, level: int, *, netrc: bool, last: bool) -> tuple[bytes, int]:
+    """What the window's own bytes become, and how many of them were used up."""
+    view = window if order is None else files.narrow(window, order)
+    spans = redactor.spans(view, 0, len(view), level, netrc=netrc)
+    cut = len(view) if last else _cut(view, spans)
+    spans = [span for span in spans if span.end <= cut]
+    width = 1 if order is None else 2
+    used = len(window) if last else cut * width
+    if not spans:
+        return window[:used], used
+    if order is None:
+        out = redactor.replace(view, spans, 0, cut)
+        for _ in range(_ROUNDS):
+            spans = redactor.spans(out, 0, len(out), level, netrc=netrc)
+            if not spans:
+                break
+            out = redactor.replace(out, spans, 0, len(out))
+        return out, used
+    return _replace_wide(redactor, window[:used], view, spans, order), used
+
+
+def _replace_wide(redactor: Redactor, window: bytes, view: bytes, spans: list[Span], order: str) -> bytes:
+    out: list[bytes] = []
+    at = 0
+    for span in spans:
+        hidden = redactor.replace(view, [span], span.start, span.end)
+        out += (window[at : 2 * span.start], files.widen(hidden, order))
+        at = 2 * span.end
+    return b"".join([*out, window[at:]])
+
+
+def _cut(view: bytes, spans: list[Span]) -> int:
+    """Where the window ends: behind a line if there is one, and never within a secret."""
+    line = view.rfind(b"\n", BLOCK - _LINE_BACK, BLOCK)
+    cut = line + 1 if line >= 0 else BLOCK
+    for span in spans:
+        if span.start < cut < span.end:
+            cut = span.end
+    return cut
+
+
+_WIDE = rb"(?:[\t\r\n -~]\x00){8,}|(?:[\t\r\n -~]\x00\x00\x00){8,}"
+
+
+def fired(redactor: Redactor, pieces: Iterable[bytes]) -> set[str]:
+    """The rules that fire in binary content; see `Redactor.binary`."""
+    rules: set[str] = set()
+    buffer = bytearray()
+    for piece in pieces:
+        buffer += piece
+        while len(buffer) >= BLOCK + OVERLAP:
+            rules |= {span.rule for span in binary_spans(redactor, bytes(buffer), 0, len(buffer))}
+            del buffer[:BLOCK]
+    rules |= {span.rule for span in binary_spans(redactor, bytes(buffer), 0, len(buffer))}
+    return rules
+
+
+def binary_spans(redactor: Redactor, data: bytes, lo: int, hi: int) -> list[Span]:
+    """The secrets in ``data[lo:hi]`` of binary content: its strings are many, so what stands beside a telling name must be strong."""
+    found = [span for span in redactor.spans(data, lo, hi, files.CODE) if _counts(span, data)]
+    for run in compiled(_WIDE, spans_only=True).finditer(data, lo, hi):
+        start, end = run.span()
+        text = data[start:end].replace(b"\0", b"")
+        found += [span._replace(start=start, end=end) for span in redactor.spans(text, 0, len(text), files.CODE) if _counts(span, text)]
+    return found
+
+
+def _counts(span: Span, data: bytes) -> bool:
+    return span.rule not in ("password", "secret") or judge.is_strong(data[span.start : span.end])
