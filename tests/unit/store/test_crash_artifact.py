@@ -324,6 +324,7 @@ def test_umoci_gc_of_a_copied_layout_keeps_the_report_readable(store: Store, tmp
     umoci = require_tool("umoci")
     capture(store, layer({b"a": File(b"one")}), workspace="w")
     digest, about = crash(store)
+    capture(store, layer({b"a": File(b"two")}), workspace="w")
     copied = tmp_path / "layout"
     shutil.copytree(store.refs("w").folder, copied, symlinks=False, ignore=shutil.ignore_patterns("lock", "fence"))
     (copied / "blobs" / "sha256" / ("0" * 64)).write_bytes(b"nobody names me")
