@@ -14,6 +14,7 @@ MOST_FRAMES: Final = 5
 _LINE: Final = 2000
 _FAR: Final = 4
 """Lines between two frames of one trace: source lines, markers, arguments."""
+_BEGINS = re.compile(r"^\s{0,40}(?:Traceback \(most recent call last\)|Caused by: |goroutine \d)")
 
 _PYTHON = re.compile(r'^\s{0,40}(?:\|\s{0,8})?File "([^"]{1,1000})", line \d{1,9}(?:, in (\S{1,300}))?')
 _NODE = re.compile(r"^\s{1,40}at (?:async )?(?:new )?(?:([^\s(][^(]{0,300}?) \()?([^()\s][^()]{0,1000}?):\d{1,9}:\d{1,9}\)?$")
@@ -22,10 +23,12 @@ _GO = re.compile(
     r"^((?:[\w.-]{1,100}/){0,16}[\w-]{1,100}\.[^\s(]{1,200}(?:\(\*?[\w.\[\]]{1,100}\)[^\s(]{0,200})?)\((?:[^)]{0,1000})\)$"
 )
 _GO_AT = re.compile(r"^\t(\S{1,1000}):\d{1,9}(?: \+0x[0-9a-f]{1,16})?$")
-_RUST = re.compile(r"^\s{1,8}\d{1,5}:\s{1,8}(?:0x[0-9a-f]{1,16} - )?(\S.{0,500})$")
+_RUST = re.compile(r"^\s{1,8}(?P<number>\d{1,5}):\s{1,8}(?:0x[0-9a-f]{1,16} - )?(?P<name>\S.{0,500})$")
 _RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 _RUST_AT = re.compile(r"^\s{4,40}at (\S{1,1000}?):\d{1,9}(?::\d{1,9})?$")
-_C = re.compile(r"^\s{0,8}#\d{1,5}\s{1,4}(?:0x[0-9a-f]{1,16} )?(?:in )?([~\w:<>$@.*&,]{1,300})(.{0,1000})$")
+_C = re.compile(
+    r"^\s{0,8}#(?P<number>\d{1,5})\s{1,4}(?:0x[0-9a-f]{1,16} )?(?:in )?(?P<name>[~\w:<>$@.*&,]{1,300})(?P<rest>.{0,1000})$"
+)
 _C_FILE = re.compile(r"(?:\bat |\s)([^\s():]{1,500}):\d{1,9}(?::\d{1,9})?\s{0,8}$")
 
 # The machinery between the failure and whoever noticed it says nothing about the failure.
@@ -40,6 +43,8 @@ _NOISE = re.compile(
 class _Frame(NamedTuple):
     line: int
     name: str
+    first: bool = False
+    """Its own number says that a trace begins here."""
 
 
 def frames_of(text: str) -> tuple[str, ...]:
@@ -48,24 +53,25 @@ def frames_of(text: str) -> tuple[str, ...]:
     Of several traces the one of the cause counts: Python's, Java's and Node's last, of Go, Rust and C the first.
     """
     lines = [line[:_LINE].rstrip() for line in text.split("\n")]
+    begins = {number for number, line in enumerate(lines) if _BEGINS.match(line)}
     for find, last, reverse in _KINDS:
-        blocks = _blocks(find(lines))
+        blocks = _blocks(find(lines), begins)
         if blocks:
             block = blocks[-1] if last else blocks[0]
-            frames = [frame for frame in (reversed(block) if reverse else block) if not _NOISE.match(frame)]
-            return tuple((frames or list(block))[:MOST_FRAMES])
+            frames = [frame for frame in (reversed(block) if reverse else block) if not _NOISE.match(frame.partition("@")[0])]
+            return tuple((frames or block)[:MOST_FRAMES])
     return ()
 
 
-def _blocks(frames: Iterable[_Frame]) -> list[list[str]]:
-    """Frames of one trace stand together."""
+def _blocks(frames: Iterable[_Frame], begins: set[int]) -> list[list[str]]:
+    """Frames of one trace stand together, and each trace begins anew."""
     blocks: list[list[str]] = []
     before = -_FAR - 1
-    for line, name in frames:
-        if line - before > _FAR:
+    for frame in frames:
+        if frame.first or frame.line - before > _FAR or any(number in begins for number in range(before + 1, frame.line)):
             blocks.append([])
-        blocks[-1].append(name)
-        before = line
+        blocks[-1].append(frame.name)
+        before = frame.line
     return blocks
 
 
@@ -99,14 +105,17 @@ def _rust(lines: list[str]) -> Iterable[_Frame]:
     for number, line in enumerate(lines):
         if found := _RUST.match(line):
             at = _RUST_AT.match(lines[number + 1]) if number + 1 < len(lines) else None
-            yield _Frame(number, _RUST_HASH.sub("", found[1]) + (f"@{_base(at[1])}" if at else ""))
+            if at is None and "::" not in found["name"]:
+                continue  # a numbered list of something else
+            name = _RUST_HASH.sub("", found["name"]) + (f"@{_base(at[1])}" if at else "")
+            yield _Frame(number, name, first=int(found["number"]) == 0)
 
 
 def _c(lines: list[str]) -> Iterable[_Frame]:
     for number, line in enumerate(lines):
         if found := _C.match(line):
-            at = _C_FILE.search(found[2])
-            yield _Frame(number, found[1] + (f"@{_base(at[1])}" if at else ""))
+            at = _C_FILE.search(found["rest"])
+            yield _Frame(number, found["name"] + (f"@{_base(at[1])}" if at else ""), first=int(found["number"]) == 0)
 
 
 def _base(path: str) -> str:
@@ -116,8 +125,9 @@ def _base(path: str) -> str:
 _KINDS: tuple[tuple[Callable[[list[str]], Iterable[_Frame]], bool, bool], ...] = (
     (_python, True, True),
     (_java, True, False),
-    (_node, True, False),
     (_go, False, False),
     (_c, False, False),
+    # Before Node, whose frames look like the places that Rust prints below its own.
     (_rust, False, False),
+    (_node, True, False),
 )

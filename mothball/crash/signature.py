@@ -18,8 +18,8 @@ from mothball.crash.text import clip, one_line
 
 DIGITS: Final = 16
 _LINE: Final = 1000
-_LINES: Final = 3
-"""Lines of an error without a telling one that count: its last."""
+_LINES: Final = 5
+"""Lines that count when none of them alone says what went wrong: too few would take different failures for one."""
 
 _TELLING = re.compile(
     r"\b(?:error|exception|panic(?:ked)?|fatal|fail(?:ed|ure)?|abort(?:ed)?|killed|segmentation fault|sig[a-z]{3,6}|cannot|"
@@ -32,7 +32,7 @@ _CHAINED = re.compile(
 )
 # A class of an exception with its text, as the last line of a Python traceback has it; `subprocess.CalledProcessError: ...`.
 _RAISED = re.compile(
-    r"^[A-Za-z_][\w.$]{0,200}"
+    r"^(?:E {1,8})?[A-Za-z_][\w.$]{0,200}"
     r"(?:Error|Exception|Exit|Interrupt|Warning|Failure|Fault|Timeout|Iteration|Group)\b(?: \[\w{1,40}\])?(?::|$)"
 )
 _HEADLINES = (
@@ -45,6 +45,7 @@ _HEADLINES = (
     re.compile(r"^Exception in thread "),
     re.compile(r"^Uncaught "),
 )
+_MESSENGER = re.compile(r"^(?:g?make(?:\[\d{1,3}\])?: |npm (?:ERR!|error) |error: script |ELIFECYCLE)")
 _PANICKED = re.compile(r" panicked at .*:\d{1,9}:\d{1,9}:$")
 
 _NORMAL: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -95,17 +96,21 @@ def normal(line: str) -> str:
 
 
 def headlines(text: str) -> list[str]:
-    """The lines that say what went wrong: that of the exception or panic, else the last telling one, else the last ones."""
+    """The lines that say what went wrong, the most telling one first: that of an exception or a panic alone, else the last five
+    telling ones, else the last five.
+    """
     lines = [line[:_LINE].strip() for line in text.split("\n")]
     for index, line in enumerate(lines):
         if any(pattern.search(line) for pattern in _HEADLINES):
             # Rust says where on one line and what on the next.
             return [line, *lines[index + 1 : index + 2]] if _PANICKED.search(line) else [line]
     spoken = [line for line in lines if line and not _CHAINED.match(line)]
-    for wanted in (_RAISED.match, _TELLING.search):
-        if found := next((line for line in reversed(spoken) if wanted(line)), None):
-            return [found]
-    return spoken[-_LINES:]
+    if raised := next((line for line in reversed(spoken) if _RAISED.match(line)), None):
+        return [raised]
+    telling = [line for line in spoken if _TELLING.search(line)][-_LINES:] or spoken[-_LINES:]
+    # What make and npm say of a failure is that there was one.
+    telling.reverse()
+    return sorted(telling, key=lambda line: _MESSENGER.match(line) is not None)
 
 
 def _ending(facts: Mapping[str, Any]) -> str:

@@ -70,15 +70,23 @@ def clip(text: str, limit: int = ERROR_BYTES) -> Clipped:
 
     The cuts lie between lines where there are any, and no key block is cut so that the rest of it would stand alone.
     """
-    whole = clean(text)
-    raw = whole.encode("utf-8", "replace")
-    if len(raw) <= limit:
-        return Clipped(whole, truncated=False, bytes=len(raw))
-    limit -= _NOTE  # so that what is left is not clipped again by the next one
-    head = line_end(raw[: limit // 4].decode("utf-8", "ignore"))
-    tail = line_start(raw[len(raw) - (limit - limit // 4) :].decode("utf-8", "ignore"))
-    left_out = len(raw) - len(head.encode()) - len(tail.encode())
-    return Clipped(f"{head}\n[... {left_out} bytes left out ...]\n{tail}", truncated=True, bytes=len(raw))
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if len(text) > 8 * limit:
+        # Of megabytes only what may be kept is cleaned, with room for what cleaning takes away.
+        first, last = clean(text[: 2 * limit]), clean(text[-2 * limit :])
+    else:
+        first = last = clean(text)
+        if len(first.encode()) <= limit:
+            return Clipped(first, truncated=False, bytes=size)
+    room = max(limit - _NOTE, 0)  # with the note it must not be too long again for the next one who clips
+    head = line_end(first.encode()[: room // 4].decode("utf-8", "ignore"))
+    tail = line_start(_last(last.encode(), room - room // 4).decode("utf-8", "ignore"))
+    left_out = max(size - len(head.encode()) - len(tail.encode()), 1)
+    return Clipped(f"{head}\n[... {left_out} bytes left out ...]\n{tail}", truncated=True, bytes=size)
+
+
+def _last(data: bytes, count: int) -> bytes:
+    return data[len(data) - count :] if count else b""
 
 
 def line_start(text: str) -> str:
