@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from mothball.errors import AlreadyExists, InvalidParams, OperationFailed
-from mothball.store.below import FOLDER_FLAGS
 from mothball.store.blobs import full_disk_is_no_space
 
 MODE: Final = 0o600
@@ -56,14 +55,14 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     place = check_new(path)
     try:
         with full_disk_is_no_space(place):
-            folder = os.open(place.parent, FOLDER_FLAGS)
+            folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 yield from _written(folder, place)
                 os.fsync(folder)
             finally:
                 os.close(folder)
     except OSError as error:
-        raise OperationFailed(f"{place} cannot be written: {error.strerror or error}; nothing was written") from error
+        raise OperationFailed(f"{place} was not written: {error.strerror or error}") from error
 
 
 def _written(folder: int, place: Path) -> Iterator[BinaryIO]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, Literal, NamedTuple
 
 from mothball.errors import InvalidParams, OperationFailed, SealError
-from mothball.seal import age, age_scrypt
+from mothball.seal import age, age_scrypt, stim
 from mothball.seal.age import Progress
 from mothball.seal.age_header import read_header
 from mothball.seal.armor import dearmored
 from mothball.seal.newfile import check_new, new_file
 from mothball.seal.source import Source, open_source
 
+Kind = Literal["age", "stim"]
 SUFFIX: Final = ".age"
 _PIECE: Final = 1024**2
 
@@ -49,13 +51,7 @@ def seal_file(
     With `remove` the source goes once the sealed file has been opened again and holds the same bytes; that needs the key, so it is
     possible with a passphrase only. Errors come before anything is changed, and nothing is left of what was not finished.
     """
-    if bool(recipients) == (passphrase is not None):
-        raise InvalidParams("seal to recipients or with a passphrase: one of both")
-    if remove and passphrase is None:
-        raise InvalidParams(
-            "only a passphrase can show here that the sealed file opens; for recipients remove the source yourself, after one of "
-            "them has opened the sealed file"
-        )
+    check_choice(recipients, with_passphrase=passphrase is not None, remove=remove)
     parsed = age.parse_recipients(recipients) if recipients else []
     if passphrase is not None:
         age_scrypt.check_passphrase(passphrase)
@@ -66,10 +62,23 @@ def seal_file(
         else:
             age_scrypt.encrypt(source.file, out, passphrase, progress)
         source.check_unchanged()
-        sealed = _described(target, out)
+        sealed = described(target, out)
         if remove and passphrase is not None:
             _verify(source, out, passphrase)
     return sealed._replace(removed=_remove(src, source.is_still)) if remove else sealed
+
+
+def check_choice(recipients: Sequence[str], *, with_passphrase: bool, remove: bool) -> None:
+    """`InvalidParams` unless it is one of both ways to seal, the recipients are some, and `remove` goes with it."""
+    if bool(recipients) == with_passphrase:
+        raise InvalidParams("say who may open it: --to RECIPIENT, or --passphrase (or --passphrase-file); one of both")
+    if remove and not with_passphrase:
+        raise InvalidParams(
+            "only with a passphrase can the sealed file be opened here to see that it holds the same bytes. Sealed to recipients, "
+            "it cannot be verified: remove the source yourself once one of them has opened it"
+        )
+    if recipients:
+        age.parse_recipients(recipients)
 
 
 def unseal_file(
@@ -89,41 +98,70 @@ def unseal_file(
         raise InvalidParams("unseal with an identity or with a passphrase: one of both")
     keys = [key for data in identities for key in age.parse_identities(data)]
     target = check_new(dst or unsealed_name(src))
+    if what_opens(src, with_passphrase=passphrase is not None) != "age":
+        raise InvalidParams(f"{src} is a .stim, not an age file")
+    with open_source(src) as source, new_file(target) as out:
+        with _named(source.path):
+            if passphrase is None:
+                age.decrypt(source.file, out, keys, progress)
+            else:
+                age_scrypt.decrypt(source.file, out, passphrase, progress)
+        source.check_unchanged()
+        return described(target, out)
+
+
+def unsealed_name(src: Path, kind: Kind = "age") -> Path:
+    """`src` without its ``.age``, or with ``.tar`` in place of ``.stim``; `InvalidParams` when it ends otherwise."""
+    suffix = SUFFIX if kind == "age" else stim.SUFFIX
+    if src.suffix != suffix or not src.stem:
+        raise InvalidParams(f"{src.name} does not end with {suffix}; say with --out what the opened file is called")
+    return src.with_suffix("" if kind == "age" else ".tar")
+
+
+def what_opens(src: Path, *, with_passphrase: bool) -> Kind:
+    """What `src` is; `SealError` when it is no sealed file, or is sealed for the other kind of key."""
     with open_source(src) as source:
-        needs_passphrase(source, given=passphrase is not None)
-        with new_file(target) as out:
-            try:
-                if passphrase is None:
-                    age.decrypt(source.file, out, keys, progress)
-                else:
-                    age_scrypt.decrypt(source.file, out, passphrase, progress)
-            except SealError as error:
-                raise SealError(what=str(source.path), reason=str(error.fields.get("reason", error.message))) from None
-            source.check_unchanged()
-            return _described(target, out)
-
-
-def unsealed_name(src: Path) -> Path:
-    """`src` without its ``.age``; `InvalidParams` when it has none."""
-    if src.suffix != SUFFIX or not src.stem:
-        raise InvalidParams(f"{src.name} does not end with {SUFFIX}; say with --out what the opened file is called")
-    return src.with_suffix("")
-
-
-def needs_passphrase(source: Source, *, given: bool) -> None:
-    """Say which key the file wants when the other kind was given; leaves `source` at its beginning."""
-    header = read_header(dearmored(source.file))
-    source.file.seek(0)
-    wants = header.passphrase
-    if wants and not given:
+        if source.file.read(len(stim.MAGIC)) == stim.MAGIC:
+            if not with_passphrase:
+                raise SealError(what=str(source.path), reason="a .stim has a password; open it with --passphrase")
+            return "stim"
+        source.file.seek(0)
+        with _named(source.path):
+            wants = read_header(dearmored(source.file)).passphrase
+    if wants and not with_passphrase:
         raise SealError(what=str(source.path), reason="it is sealed with a passphrase; open it with --passphrase")
-    if given and not wants:
-        raise SealError(
-            what=str(source.path), reason="it is sealed to recipients; open it with --identity and a key of one of them"
-        )
+    if with_passphrase and not wants:
+        raise SealError(what=str(source.path), reason="it is sealed to recipients; open it with --identity")
+    return "age"
 
 
-def _described(target: Path, out: BinaryIO) -> Sealed:
+def write_stim(dst: Path, config: bytes, rootfs: bytes, password: bytes) -> Sealed:
+    """A new `.stim` of both parts; errors as `stim.pack_stim` and `check_new`."""
+    stim.derive_key(password)
+    with new_file(dst) as out:
+        stim.pack_stim(out, config, rootfs, password)
+        return described(check_new(dst), out)
+
+
+def open_stim(src: Path, password: bytes) -> tuple[bytes, bytes]:
+    """(config, rootfs tar) of the `.stim` `src`; `SealError` with the causes of B-126."""
+    with open_source(src) as source:
+        parts = stim.unpack_stim(source.file, password)
+        source.check_unchanged()
+        return parts
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give a `SealError` the name of the file."""
+    try:
+        yield
+    except SealError as error:
+        raise SealError(what=str(path), reason=str(error.fields.get("reason", error.message))) from None
+
+
+def described(target: Path, out: BinaryIO) -> Sealed:
+    """What was written to `out`, read back."""
     out.flush()
     out.seek(0)
     digest = _digest(out)

@@ -45,7 +45,8 @@ def open_source(path: Path) -> Iterator[Source]:
     except OSError as error:
         why = "it is a link; give the path of the file itself" if place.is_symlink() else error.strerror or str(error)
         raise InvalidParams(f"{place} cannot be read: {why}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidParams(f"{place} is not a regular file")
     with os.fdopen(fd, "rb", 1024**2) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InvalidParams(f"{place} is not a regular file")
         yield Source(file, place)

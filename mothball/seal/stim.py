@@ -24,12 +24,15 @@ times at the peak."""
 NONCE: Final = 24
 TAG: Final = 16
 OVERHEAD: Final = NONCE + TAG
+MAX_CLEAR: Final = MAX_PART - OVERHEAD
+"""Largest part before it is encrypted, bytes."""
+SUFFIX: Final = ".stim"
 _BLOCK: Final = 32
 _PIECE: Final = 64 * 1024
 _FIXED: Final = 9
 _LENGTH: Final = 4
-_HASHES: Final = {"sha1": 20, "sha256": 32, "sha512": 64, "md5": 16}
-"""Checksums that the container's own library knows, by their bytes; its further one (lthn) is no cryptographic hash."""
+_HASHES: Final = frozenset({"md5", "sha1", "sha256", "sha512"})
+"""Checksums that the container's own library knows; its further one (lthn) is no cryptographic hash."""
 
 
 class StimHeader(NamedTuple):
@@ -67,12 +70,12 @@ def pack_with_nonces(out: BinaryIO, config: bytes, rootfs: bytes, password: byte
     """`pack_stim` with given nonces, for known answers only: a nonce that is used twice gives the key stream away."""
     key = derive_key(password)
     for name, part in (("config.json", config), ("rootfs", rootfs)):
-        if len(part) > MAX_PART - OVERHEAD:
+        if len(part) > MAX_CLEAR:
             raise Oversize(
-                f"{name} has {len(part)} bytes; a .stim is encrypted in one piece in memory, at most {MAX_PART - OVERHEAD} here. "
+                f"{name} has {len(part)} bytes; a .stim is encrypted in one piece in memory, at most {MAX_CLEAR} here. "
                 "age has no limit",
                 size=len(part),
-                limit=MAX_PART - OVERHEAD,
+                limit=MAX_CLEAR,
             )
     sealed_config = _seal(key, first, config)
     sizes = {"config_size": len(sealed_config), "rootfs_size": len(rootfs) + OVERHEAD}
@@ -102,14 +105,17 @@ def unpack_stim(src: BinaryIO, password: bytes) -> tuple[bytes, bytes]:
     return config, _open(key, _exactly(src, layout.rootfs), "rootfs")
 
 
-def read_stim_header(src: BinaryIO) -> StimHeader:
-    """The header at the beginning of `src`, without a password, its checksum verified if there is one (B-120)."""
+def read_stim_header(src: BinaryIO, magic: bytes = MAGIC) -> StimHeader:
+    """The header at the beginning of `src`, without a password, its checksum verified if there is one (B-120).
+
+    `magic` ``b"TRIX"`` is the same container with something else in it.
+    """
     src.seek(0, os.SEEK_END)
     whole = src.tell()
     src.seek(0)
     fixed = src.read(_FIXED)
-    if fixed[:4] != MAGIC:
-        raise _undecoded(f"invalid magic: expected {MAGIC.decode()}, got {show(fixed[:4])}")
+    if fixed[:4] != magic:
+        raise _undecoded(f"invalid magic: expected {magic.decode()}, got {show(fixed[:4])}")
     if len(fixed) < _FIXED:
         raise _undecoded("it ends within its header")
     if fixed[4] != VERSION:
@@ -163,7 +169,7 @@ def _check_sum(src: BinaryIO, header: StimHeader) -> None:
     src.seek(header.start)
     while piece := src.read(1024**2):
         found.update(piece)
-    if said.lower() != found.hexdigest():
+    if said != found.hexdigest():
         raise _undecoded("checksum mismatch")
 
 

@@ -1,0 +1,85 @@
+"""What a tar is: a crash package, a bundle or any other; read to its end, so that a cut one is noticed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO, Final
+
+from mothball.package.stim_parts import CONFIG, MAX_CONFIG, ROOTFS
+from mothball.package.tarread import BLOCK, TarMember, TarReader
+
+REPORT: Final = b"report.json"
+MAX_REPORT: Final = 64 * 1024**2
+_SCHEMA: Final = "dev.mothball.crash-report/"
+
+
+def is_tar(head: bytes) -> bool:
+    """True when `head`, the first 512 bytes of a file, are the header of a POSIX or GNU tar."""
+    return len(head) == BLOCK and head[257:262] == b"ustar"
+
+
+def look(src: BinaryIO, what: str) -> dict[str, Any]:
+    """Facts of the tar `src` from its beginning in JSON types; `Corrupt` for one that is damaged or cut, as `TarReader` else.
+
+    What stands in it was written by somebody else: escape it before a terminal gets it.
+    """
+    src.seek(0)
+    reader = TarReader(src.read, what)
+    members = files = size = 0
+    report: Any = None
+    config: Any = None
+    rootfs = False
+    for member in reader:
+        members += 1
+        files += member.kind in {"f", "h"}
+        size += member.size
+        if member.path == REPORT:
+            report = _document(reader, member, MAX_REPORT)
+        elif member.path == CONFIG:
+            config = _document(reader, member, MAX_CONFIG)
+        rootfs = rootfs or member.path == ROOTFS or member.path.startswith(ROOTFS + b"/")
+    bundle = isinstance(config, dict) and rootfs
+    ours = isinstance(report, dict) and str(report.get("schema", "")).startswith(_SCHEMA)
+    found: dict[str, Any] = {
+        "format": "crash-package" if bundle and ours else "bundle" if bundle else "tar",
+        "members": members,
+        "files": files,
+        "content_size": size,
+    }
+    if ours:
+        found["report"] = _summary(report)
+    if bundle:
+        found["oci_version"] = config.get("ociVersion")
+        found["args"] = (config.get("process") or {}).get("args") if isinstance(config.get("process"), dict) else None
+    return found
+
+
+def _document(reader: TarReader, member: TarMember, limit: int) -> Any:
+    if member.kind != "f" or member.size > limit:
+        return None
+    try:
+        return json.loads(b"".join(reader.pieces()))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _summary(report: dict[str, Any]) -> dict[str, Any]:
+    """What one wants to know first; a part that is not as the schema has it is None."""
+
+    def part(name: str) -> dict[str, Any]:
+        value = report.get(name)
+        return value if isinstance(value, dict) else {}
+
+    return {
+        "schema": report.get("schema"),
+        "id": report.get("id"),
+        "time": report.get("time"),
+        "workspace": part("workspace").get("id"),
+        "repo": part("workspace").get("repo"),
+        "title": part("error").get("title"),
+        "signature": part("error").get("signature"),
+        "capture": part("capture").get("digest"),
+        "source": part("capture").get("source"),
+        "files": part("package").get("files"),
+        "redactions": part("redactions").get("total"),
+    }
