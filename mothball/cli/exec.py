@@ -94,13 +94,30 @@ def _report(fleet: Fleet, workspace: str, command: list[str], ended: Watched, lo
     note(f"{printable(command[0])} {_how(ended)}")
     try:
         job = fleet.crash_report(
-            workspace, ended.output, exit_code=ended.exit_code, signal=ended.signal, command=command, env=dict(os.environ),
-            cgroup=ended.cgroup, log=None if log is None else str(log.absolute()), by=who(""),
-        )  # fmt: skip
+            workspace,
+            _without_secrets(fleet, ended.output),
+            exit_code=ended.exit_code,
+            signal=ended.signal,
+            command=command,
+            env=dict(os.environ),
+            cgroup=ended.cgroup,
+            log=None if log is None else str(log.absolute()),
+            by=who(""),
+        )
     except errors.MothballError as error:
         note(f"error: no crash report could be filed: {error.code}: {error.message}")
         return
     note(f"crash report: job {job.id} (`mothball job {job.id}` follows it, `mothball crash-reports` lists them)")
+
+
+def _without_secrets(fleet: Fleet, output: str) -> str:
+    """`output` without the secrets that its environment gave to the command: `set -x` prints them without their names."""
+    from mothball.redact import redactor_for
+
+    redactor = redactor_for(fleet.settings, fleet.registry)
+    redactor.env(os.environ)
+    redactor.remember()
+    return redactor.text(output)
 
 
 def _how(ended: Watched) -> str:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -22,12 +22,18 @@ from mothball.crash.names import report_id
 from mothball.crash.signature import Signature
 from mothball.crash.text import clean, clip, one_line
 
+if TYPE_CHECKING:
+    from mothball.redact.engine import Redactor
+
 SCHEMA: Final = "dev.mothball.crash-report/1"
 MOST_OMISSIONS: Final = 1000
 MOST_REPOSITORIES: Final = 50
 _PSEUDONYM = re.compile(r"\[redacted:([A-Za-z0-9._-]{1,64})(?::[0-9a-f]{12})?\]")
-_NO_IDENTITY = ("id", "package")
-"""What does not count for the digest in the id: the same report without package and with one is the same report."""
+_MADE = ("id", "package", "redactions")
+"""What is made last. Id and package do not count for the digest in the id: with a package it is the same report."""
+_PLAIN = ("schema", "at", "time")
+"""Parts of our own making, with nothing in them that could be a secret."""
+_TEXTS = ("workspace", "error", "capture", "since", "omissions")
 _WORKSPACE = (
     "id", "repo", "number", "title", "host", "path", "mode", "agent_id", "agent_name", "intent", "changeset_id", "base_commit",
     "state", "created_at", "last_active",
@@ -36,16 +42,6 @@ _WORKSPACE = (
 Source = Literal["fresh", "latest", "last_good"]
 """Where the packaged content is from: a capture made for this report; on request the newest there was; the last good one, because
 the directory could not be captured."""
-
-
-class Redactor(Protocol):
-    """What `finish` asks of `mothball.redact.engine.Redactor`."""
-
-    def text(self, text: str, /) -> str: ...
-    def document(self, document: Any, /) -> Any: ...
-    def env(self, env: Mapping[str, str], /) -> dict[str, str]: ...
-    def argv(self, argv: list[str], /) -> list[str]: ...
-    def name(self, name: bytes, /) -> bytes: ...
 
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,16 +102,16 @@ def build(
     }
 
 
-def finish(document: Mapping[str, Any], redactor: Redactor, *, key_id: str = "") -> dict[str, Any]:
+def finish(document: Mapping[str, Any], redactor: Redactor, *, key_id: str | None = None) -> dict[str, Any]:
     """`document` without secrets and control characters, with its id and with how often which rule fired.
 
-    The counts are those of the pseudonyms in the result, so a document that was redacted before has the same ones. `key_id` names
-    the key of the pseudonyms: two reports with the same one can be compared.
+    A secret that one part gives away by its name (a variable, an option) is found in the others too. The counts are those of the
+    pseudonyms in the result, so a document that was redacted before has the same ones. `key_id` names the key of the pseudonyms:
+    two reports with the same one can be compared.
     """
-    clear = {name: value for name, value in document.items() if name not in _NO_IDENTITY and name != "redactions"}
-    out: dict[str, Any] = _cleaned(_redacted(clear, redactor))
-    counts = _counts(out)
-    out["redactions"] = {"counts": counts, "total": sum(counts.values()), "key_id": key_id}
+    clear = {name: value for name, value in document.items() if name not in _MADE}
+    out: dict[str, Any] = _again(_redacted(clear, redactor), redactor)
+    out["redactions"] = _redactions(out, redactor.rules.digest, key_id or redactor.key_id or "")
     digest = hashlib.sha256(encode(out)).hexdigest()
     workspace = out["workspace"]
     out["id"] = report_id(
@@ -125,10 +121,22 @@ def finish(document: Mapping[str, Any], redactor: Redactor, *, key_id: str = "")
     return out
 
 
+def redact_evidence(evidence: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """What `evidence.collect` found without secrets and control characters, for a draft that is stored before there is a report."""
+    found: dict[str, Any] = _cleaned(_evidence(evidence, redactor))
+    return found
+
+
 def with_package(report: Mapping[str, Any], facts: PackageFacts, redactor: Redactor) -> dict[str, Any]:
-    """A finished report with the facts of its package; the id stays the same."""
-    plain = facts.to_dict()
-    return {**report, "package": _cleaned(_tree(plain, redactor.text))}
+    """A finished report with the facts of its package; the id stays the same.
+
+    A secret that only a file of the package gave away is replaced in the report too, for that is part of the package.
+    """
+    out: dict[str, Any] = {name: value for name, value in report.items() if name not in _MADE}
+    out = _again(out, redactor)
+    known = report["redactions"]
+    out["redactions"] = _redactions(out, known["rules"], known["key_id"])
+    return {**out, "id": report["id"], "package": _cleaned(_tree(facts.to_dict(), redactor.text))}
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
@@ -138,33 +146,40 @@ def encode(document: Mapping[str, Any]) -> bytes:
 
 
 def _redacted(document: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
-    """Each part by what it is: a value of an environment is found by its name, a word of a command by the word before it."""
-    out = {**document, "evidence": redact_evidence(document["evidence"], redactor)}
+    """Each part by what it is: ours are the keys, somebody else's are the texts."""
+    out = dict(document)
+    out["evidence"] = _evidence(out["evidence"], redactor)
     for name in ("git", "host"):
         out[name] = redactor.document(out[name])
-    # Ours are the keys, somebody else's are the texts.
-    for name in ("workspace", "error", "capture", "since", "omissions"):
+    for name in _TEXTS:
         out[name] = _tree(out[name], redactor.text)
     return out
 
 
-def redact_evidence(found: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
-    """Evidence without secrets, each part by what it is; redacted once more it is the same."""
-    evidence = dict(found)
-    command = _words(evidence.pop("command", []), redactor)
-    environment = dict(evidence.pop("environment", None) or {})
-    processes = dict(evidence.pop("processes", None) or {})
-    if isinstance(environment.get("variables"), Mapping):
-        environment["variables"] = redactor.env(environment["variables"])
-    if isinstance(processes.get("listed"), list):
-        processes["listed"] = [{**each, "argv": _words(each.get("argv", []), redactor)} for each in processes["listed"]]
-    return {
-        **redactor.document(evidence),
-        "command": command,
-        # Again as text: a name that tells nothing may have a value that does.
-        "environment": _tree(environment, redactor.text),
-        "processes": _tree(processes, redactor.text),
-    }
+def _evidence(evidence: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """A value of an environment is found by its name, a word of a command by the word before it."""
+    rest = dict(evidence)
+    out: dict[str, Any] = {}
+    if "command" in rest:
+        out["command"] = _words(rest.pop("command"), redactor)
+    if "environment" in rest:
+        environment = dict(rest.pop("environment"))
+        if "variables" in environment:
+            environment["variables"] = redactor.env(environment["variables"])
+        out["environment"] = _tree(environment, redactor.text)
+    if "processes" in rest:
+        processes = dict(rest.pop("processes"))
+        if "listed" in processes:
+            processes["listed"] = [{**each, "argv": _words(each["argv"], redactor)} for each in processes["listed"]]
+        out["processes"] = _tree(processes, redactor.text)
+    return {**redactor.document(rest), **out}
+
+
+def _again(document: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """`document` with what was learned from all of it, and from whatever else the redactor has seen."""
+    redactor.remember()
+    changed = {name: _tree(value, redactor.text) for name, value in document.items() if name not in _PLAIN}
+    return {**document, **_cleaned(changed)}
 
 
 def _words(words: Sequence[str], redactor: Redactor) -> list[str]:
@@ -186,7 +201,7 @@ def _cleaned(value: Any) -> Any:
     return _tree(value, clean)
 
 
-def _counts(document: Any) -> dict[str, int]:
+def _redactions(document: Any, rules: str, key_id: str) -> dict[str, Any]:
     counts: Counter[str] = Counter()
 
     def count(text: str) -> str:
@@ -194,4 +209,4 @@ def _counts(document: Any) -> dict[str, int]:
         return text
 
     _tree(document, count)
-    return dict(sorted(counts.items()))
+    return {"counts": dict(sorted(counts.items())), "total": counts.total(), "rules": rules, "key_id": key_id}
