@@ -7,7 +7,6 @@ arguments of jobs stand in the registry and are shown by Flower.
 from __future__ import annotations
 
 import json
-import signal as signals
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -130,29 +129,33 @@ class CrashCalls(Connected):
         pid: int | None = None,
     ) -> dict[str, Any]:
         """What `crash_report` sends of a failure: checked, clipped, and with nothing secret in it. Raises `InvalidParams`."""
-        from mothball.crash.text import clip, one_line
+        from mothball.crash.given import ended
+        from mothball.crash.text import clean, clip, one_line
         from mothball.redact import redactor_for
 
         if not isinstance(error, str) or not isinstance(title, str):
             raise errors.InvalidParams("error and title must be texts")
         if command is not None and (isinstance(command, (str, bytes)) or not all(isinstance(each, str) for each in command)):
             raise errors.InvalidParams("command must be a list of texts, such as ['make', 'test']")
+        how = ended(exit_code, signal)
         redactor = redactor_for(self.settings, self.registry)
-        # Before anything is cut: half a secret has no shape that a rule knows.
-        text = redactor.text(error)
+        # After colours and controls went, and before anything is cut: a secret in parts has no shape that a rule knows.
+        text = redactor.text(clean(error))
         args: dict[str, Any] = {
-            "workspace": check_workspace_id(workspace), "error": _fitting(clip(text).text), "title": one_line(redactor.text(title)),
-            "exit_code": exit_code, "signal": _signal(signal), "log": log, "pid": pid,
+            "workspace": check_workspace_id(workspace), "error": _fitting(clip(text).text),
+            "title": one_line(redactor.text(clean(title))),
+            "exit_code": how.code, "signal": how.signal, "log": log, "pid": pid,
             "cgroup": cgroup if cgroup is None or isinstance(cgroup, str) else redactor.document(dict(cgroup)),
         }  # fmt: skip
         if len(text) != len(args["error"]):
             args["error_bytes"] = len(error.encode("utf-8", "replace"))
         if command is not None:
-            args["command"] = [one_line(word, 4096) for word in redactor.argv(list(command))[:MAX_COMMAND]]
+            args["command"] = [clip(word, 4096).text for word in redactor.argv([clean(word) for word in command])[:MAX_COMMAND]]
         if env is not None:
             allow = self.settings.crash_env
             allowed = {name: value for name, value in env.items() if any(fnmatchcase(name, each) for each in allow)}
-            args["env"] = {name: one_line(value, 4096) for name, value in sorted(redactor.env(allowed).items())}
+            found = redactor.env({clean(name): clean(value) for name, value in allowed.items()})
+            args["env"] = {name: clip(value, 4096).text for name, value in sorted(found.items())}
         return args
 
     def crash_reports(
@@ -193,20 +196,6 @@ class CrashCalls(Connected):
     def _host_job(self, task: str, record: Crash, args: dict[str, Any]) -> JobHandle[dict[str, Any]]:
         full = {"host": record.host, "report": record.id, **args}
         return JobHandle(self, self.submit(task, full, workspace=None, host=record.host).job.id, dict)
-
-
-def _signal(value: int | str | None) -> int | None:
-    """The number of a signal that is given by number or name (``KILL``, ``SIGKILL``)."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 64):  # noqa: PLR2004 - real-time ones
-        return value
-    if isinstance(value, str):
-        name = value.strip().upper()
-        if name.isascii() and name.isdecimal() and len(name) <= 2:  # noqa: PLR2004
-            return _signal(int(name))
-        found = getattr(signals, name if name.startswith("SIG") else f"SIG{name}", None)
-        if isinstance(found, signals.Signals):
-            return int(found)
-    raise errors.InvalidParams(f"signal {str(value)[:40]!r} is none; say a number from 1 to 64 or a name such as KILL")
 
 
 def _fitting(text: str) -> str:

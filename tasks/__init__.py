@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 MODULES = (
+    "tasks.bundle",
     "tasks.capture",
     "tasks.collect",
+    "tasks.crash_report",
+    "tasks.crash_store",
     "tasks.lifecycle",
     "tasks.maintenance",
     "tasks.notice",

@@ -16,7 +16,10 @@ import typer
 
 from mothball import __version__, errors
 from mothball.cli import (
+    bundle,
     collect,
+    crash,
+    crash_reports,
     doctor,
     fleet,
     jobs,
@@ -76,6 +79,8 @@ def build_app() -> typer.Typer:
     policies.add_to(app)
     runtime.add_to(app)
     exec_.add_to(app)
+    crash.add_to(app)
+    crash_reports.add_to(app)
     jobs.add_to(app)
     snapshots.add_to(app)
     look.add_to(app)
@@ -85,6 +90,7 @@ def build_app() -> typer.Typer:
     collect.add_to(app)
     fleet.add_to(app)
     doctor.add_to(app)
+    bundle.add_to(app)
     seal.add_to(app)
     return app
 
@@ -114,8 +120,9 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
 
 def _invoke(app: typer.Typer, args: list[str]) -> int:
     named = [info for info in app.registered_commands if args and info.name == args[0]]
-    if named:  # reading the options of every other command takes longer than some commands do
-        app.registered_commands = named
+    groups = [info for info in app.registered_groups if args and info.name == args[0]]
+    if named or groups:  # reading the options of every other command takes longer than some commands do
+        app.registered_commands, app.registered_groups = named, groups
     command = typer.main.get_command(app)
     try:
         outcome = command.main(args=args, prog_name="mothball", standalone_mode=False)
