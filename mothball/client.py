@@ -251,6 +251,29 @@ class Fleet(LifecycleCalls, CrashCalls):
         args |= {"workspace": check_workspace_id(workspace), "ref": ref}
         return RestoreJob(self, self.submit("workspace.restore", args, workspace=workspace).job.id)
 
+    def bundle(
+        self,
+        workspace: str,
+        to: str,
+        *,
+        ref: str = "latest",
+        rootless: bool = False,
+        base: str | None = None,
+        command: Sequence[str] = (),
+        writable: bool = False,
+    ) -> JobHandle[dict[str, Any]]:
+        """Ask for a capture as a runtime bundle in the new directory `to` (absolute, below a workspace root of its host).
+
+        `base`: an OCI image whose files lie around the workspace; `command`: what the bundle starts, else what the image says.
+        """
+        if not Path(to).is_absolute():
+            raise errors.InvalidParams(f"target {to!r} must be an absolute path")
+        args = {
+            "workspace": check_workspace_id(workspace), "ref": ref, "to": to, "rootless": rootless, "base": base,
+            "command": list(command), "writable": writable,
+        }  # fmt: skip
+        return JobHandle(self, self.submit("workspace.bundle", args, workspace=workspace).job.id, dict)
+
 
 def _clean_path(path: str | Path, *, local: bool) -> str:
     text = str(path)

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from mothball.errors import InvalidParams
+from mothball.errors import AlreadyExists, InvalidParams, PathNotAllowed
 from mothball.package.base import Base
 from mothball.package.bundle_spec import DEFAULT_PIDS, WORKSPACE, check_bundle, check_command, check_env, runtime_spec
 from mothball.package.rootfs import SAFE_BITS, WORKSPACE_DIR, RootEntry, skeleton
@@ -25,10 +25,11 @@ from mothball.package.writetree import TreeWriter
 from mothball.store import Store
 from mothball.store.below import check_path, lies_in, open_below
 from mothball.store.blobs import full_disk_is_no_space
+from mothball.store.folders import explained
 from mothball.store.read import ContentReader, FrameCache
 from mothball.store.tree import Found, Tree
 
-__all__ = ["BundleResult", "skeleton", "workspace_entries", "write_bundle"]
+__all__ = ["BundleResult", "check_place", "scratch_dir", "skeleton", "workspace_entries", "write_bundle"]
 
 Tick = Callable[..., None]
 """Called often with ``step=``, ``files=`` and ``bytes=``; what it raises ends the work, and nothing is left."""
@@ -166,31 +167,48 @@ def _folder(to: Path, store: Store, roots: tuple[Path, ...] | None) -> AbstractC
     return _BelowRoots(to, store, roots)
 
 
+def check_place(to: Path, store: Store, roots: tuple[Path, ...]) -> None:
+    """Raise what `write_bundle` would raise for the place alone."""
+    os.close(_open_parent(to, store, roots)[0])
+
+
+def scratch_dir(data_dir: Path) -> Path:
+    """The folder, made when it is missing, in which a host keeps what it needs while it makes or runs a bundle."""
+    folder = data_dir / "bundles"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _open_parent(to: Path, store: Store, roots: tuple[Path, ...]) -> tuple[int, str]:
+    """A descriptor of the folder above `to`, reached through no link, and the name in it, which nothing has yet."""
+    root, parts = check_path(str(to), roots, "path of a bundle")
+    try:
+        fd = open_below(root, parts[:-1])
+    except FileNotFoundError:
+        raise InvalidParams(f"{to.parent} is not a folder; nothing was written") from None
+    except OSError as error:
+        raise explained(error, os.fsencode(to.parent)) from None
+    try:
+        parent = Path(f"/proc/self/fd/{fd}")
+        if lies_in(parent.resolve(), store.root):
+            raise PathNotAllowed(f"{to} is inside the store at {store.root}; choose another place", path=str(to))
+        if os.path.lexists(parent / parts[-1]):
+            raise AlreadyExists(f"{to} exists already and is not replaced; choose another name", path=str(to))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, parts[-1]
+
+
 class _BelowRoots(AbstractContextManager[Path]):
     def __init__(self, to: Path, store: Store, roots: tuple[Path, ...]) -> None:
-        self._root, self._parts = check_path(str(to), roots, "path of a bundle")
-        self._to = to
         self._store = store
-        self._fd = -1
+        self._fd, self._name = _open_parent(to, store, roots)
         self._inner: AbstractContextManager[Path] | None = None
 
     def __enter__(self) -> Path:
-        from mothball.errors import AlreadyExists, PathNotAllowed
-        from mothball.store.folders import explained
-
         try:
-            self._fd = open_below(self._root, self._parts[:-1])
-        except FileNotFoundError:
-            raise InvalidParams(f"{self._to.parent} is not a folder; nothing was written") from None
-        except OSError as error:
-            raise explained(error, os.fsencode(self._to.parent)) from None
-        parent = Path(f"/proc/self/fd/{self._fd}")
-        try:
-            if lies_in(parent.resolve(), self._store.root):
-                raise PathNotAllowed(f"{self._to} is inside the store at {self._store.root}; choose another", path=str(self._to))
-            if os.path.lexists(parent / self._parts[-1]):
-                raise AlreadyExists(f"{self._to} exists already and is not replaced; choose another name", path=str(self._to))
-            self._inner = new_folder(parent / self._parts[-1], self._store.root)
+            self._inner = new_folder(Path(f"/proc/self/fd/{self._fd}") / self._name, self._store.root)
             return self._inner.__enter__()
         except BaseException:
             os.close(self._fd)
