@@ -41,18 +41,43 @@ def _is_basic(value: bytes) -> bool:
 RULES: tuple[Rule, ...] = (
     Rule("aws", rb"(?:AKIA|ASIA|ABIA|ACCA|AROA|AIDA)[A-Z2-7]{16}", (b"AKIA", b"ASIA", b"ABIA", b"ACCA", b"AROA", b"AIDA")),
     Rule("gcp", rb"AIza[0-9A-Za-z_-]{35}|ya29\.[0-9A-Za-z_-]{20,}|GOCSPX-[0-9A-Za-z_-]{20,}", (b"AIza", b"ya29.", b"GOCSPX-")),
-    Rule("azure", rb"(?i)AccountKey=([0-9a-z+/]{40,}={0,2})|SharedAccessKey=([0-9a-z+/]{40,}={0,2})", (b"AccountKey=", b"SharedAccessKey=")),
-    Rule("azure", rb"[?&;]sig=([0-9A-Za-z%+/]{40,}(?:%3[Dd]|=)?)", (b"?sig=", b"&sig=", b";sig=")),
-    Rule("github", rb"gh[pousr]_[0-9A-Za-z]{20,}|github_pat_[0-9A-Za-z_]{22,}", (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_")),
     Rule(
-        "gitlab", rb"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|soat|ffct)-[0-9A-Za-z_.-]{20,}|GR1348941[0-9A-Za-z_-]{20,}",
-        (b"glpat-", b"gldt-", b"glrt-", b"glcbt-", b"glptt-", b"glft-", b"glimt-", b"glagent-", b"gloas-", b"glsoat-", b"glffct-", b"GR1348941"),
+        "azure",
+        rb"(?i)AccountKey=([0-9a-z+/]{40,}={0,2})|SharedAccessKey=([0-9a-z+/]{40,}={0,2})",
+        (b"AccountKey=", b"SharedAccessKey="),
     ),
-    Rule("slack", rb"xox[abeoprs]-[0-9A-Za-z-]{10,}|xapp-[0-9]-[0-9A-Za-z-]{10,}", (*(b"xox%c-" % c for c in b"abeoprs"), b"xapp-")),
+    Rule("azure", rb"[?&;]sig=([0-9A-Za-z%+/]{40,}(?:%3[Dd]|=)?)", (b"?sig=", b"&sig=", b";sig=")),
+    Rule(
+        "github",
+        rb"gh[pousr]_[0-9A-Za-z]{20,}|github_pat_[0-9A-Za-z_]{22,}",
+        (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
+    ),
+    Rule(
+        "gitlab",
+        rb"gl(?:pat|dt|rt|cbt|ptt|ft|imt|agent|oas|soat|ffct)-[0-9A-Za-z_.-]{20,}|GR1348941[0-9A-Za-z_-]{20,}",
+        (
+            b"glpat-",
+            b"gldt-",
+            b"glrt-",
+            b"glcbt-",
+            b"glptt-",
+            b"glft-",
+            b"glimt-",
+            b"glagent-",
+            b"gloas-",
+            b"glsoat-",
+            b"glffct-",
+            b"GR1348941",
+        ),
+    ),
+    Rule(
+        "slack", rb"xox[abeoprs]-[0-9A-Za-z-]{10,}|xapp-[0-9]-[0-9A-Za-z-]{10,}", (*(b"xox%c-" % c for c in b"abeoprs"), b"xapp-")
+    ),
     Rule("slack", rb"hooks\.slack\.com/(?:services|workflows|triggers)/([0-9A-Za-z+/_-]{20,})", (b"hooks.slack.com/",)),
     Rule("discord", rb"/api/webhooks/([0-9]{15,20}/[0-9A-Za-z_-]{40,})", (b"/api/webhooks/",)),
     Rule(
-        "stripe", rb"[srp]k_(?:live|test)_[0-9A-Za-z]{10,}|whsec_[0-9A-Za-z+/=]{24,}",
+        "stripe",
+        rb"[srp]k_(?:live|test)_[0-9A-Za-z]{10,}|whsec_[0-9A-Za-z+/=]{24,}",
         (b"sk_live_", b"sk_test_", b"rk_live_", b"rk_test_", b"pk_live_", b"pk_test_", b"whsec_"),
     ),
     Rule("anthropic", rb"sk-ant-[0-9A-Za-z_-]{20,}", (b"sk-ant-",)),
@@ -71,12 +96,23 @@ RULES: tuple[Rule, ...] = (
     Rule("databricks", rb"dapi[0-9a-f]{32}", (b"dapi",)),
     Rule("linear", rb"lin_(?:api|oauth)_[0-9A-Za-z]{30,}", (b"lin_api_", b"lin_oauth_")),
     Rule("private-key", rb"Private-Lines: [0-9]{1,3}\r?\n((?:[0-9A-Za-z+/=]+\r?\n?)+)", (b"Private-Lines: ",)),
-    Rule("authorization", rb"(?i)(?:bearer|basic)(?:[ \t]|%20)+([0-9a-z+/=_.~:-]{8,})", (b"bearer", b"Bearer", b"BEARER", b"basic ", b"Basic ", b"BASIC "),
-         check=_bearer),
-    Rule("netrc", rb"login[ \t\r\n]+[^ \t\r\n]{1,256}[ \t\r\n]+(?:account[ \t\r\n]+[^ \t\r\n]{1,256}[ \t\r\n]+)?password[ \t\r\n]+([^ \t\r\n]+)",
-         (b"login ", b"login\t", b"login\n", b"login\r")),
-    Rule("cookie", rb"""(?i)cookie["']?:[ \t]*["']?([!#-&(-:<-~]{1,128}=[^\r\n"']{1,})""", (b"cookie:", b"Cookie:", b"COOKIE:", b"cookie\":", b"Cookie\":")),
-)  # fmt: skip
+    Rule(
+        "authorization",
+        rb"(?i)(?:bearer|basic)(?:[ \t]|%20)+([0-9a-z+/=_.~:-]{8,})",
+        (b"bearer", b"Bearer", b"BEARER", b"basic ", b"Basic ", b"BASIC "),
+        check=_bearer,
+    ),
+    Rule(
+        "netrc",
+        rb"login[ \t\r\n]+[^ \t\r\n]{1,256}[ \t\r\n]+(?:account[ \t\r\n]+[^ \t\r\n]+[ \t\r\n]+)?password[ \t\r\n]+([^ \t\r\n]+)",
+        (b"login ", b"login\t", b"login\n", b"login\r"),
+    ),
+    Rule(
+        "cookie",
+        rb"""(?i)cookie["']?:[ \t]*["']?([!#-&(-:<-~]{1,128}=[^\r\n"']{1,})""",
+        (b"cookie:", b"Cookie:", b"COOKIE:", b'cookie":', b'Cookie":'),
+    ),
+)
 
 URL_MARK = b"://"
 """Where the user-info of a URL is looked for."""
@@ -87,7 +123,7 @@ WORDS = (
     rb"passw(?:or)?d|passphrase|passcode|pwd|secret|token|credential|authorization|"
     rb"(?:api|access|private|auth|account|signing|signature|encryption|encrypt|master|shared|session|storage|deploy|service|license|ssh|hmac|aes|"
     rb"app|admin|webhook|server|client|subscription|integration|bot|write|read|root)[_-]?key|"
-    rb"[_-]pass|userpass|[_-]auth|[\"']auth[\"']|[_-]pw|database[_-]?url|connection[_-]?string|webhook[_-]?url|[_-]dsn|_salt|[_-]pin|[_-]otp"
+    rb"[_-]pass|userpass|[_-]auth|[\"']auth[\"']|[_-]pw\b|database[_-]?url|connection[_-]?string|webhook[_-]?url|[_-]dsn|_salt|[_-]pin|[_-]otp"
 )
 """Parts of names that are telling, in any case (RE2 syntax)."""
 

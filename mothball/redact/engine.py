@@ -1,8 +1,8 @@
 """The redactor: text, bytes, streams, JSON trees, environments, command lines and file names without their secrets.
 
-A secret is replaced by ``[redacted:<rule>:<12 hex of HMAC-SHA256(key, secret)>]``, without a key by ``[redacted:<rule>]``. Redacting
-twice changes nothing. Long input is read in windows whose borders depend on the content alone, so however it is cut into pieces, the
-result is the same.
+A secret is replaced by ``[redacted:<rule>:<12 hex of HMAC-SHA256(key, secret)>]``, without a key by ``[redacted:<rule>]``.
+Redacting twice changes nothing. Long input is read in windows whose borders depend on the content alone, so however it is cut into
+pieces, the result is the same.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mothball.redact import files, judge
 from mothball.redact.known import Known
 from mothball.redact.rules import Rules
 from mothball.redact.scan import Scanner, Span
+from mothball.redact.tokens import by_format
 
 BLOCK = 4 * 1024 * 1024
 """Bytes of one window of a stream; memory is a small multiple of it."""
@@ -44,6 +45,7 @@ class Redactor:
         self.rules = rules
         self._scanner = _scanner(rules)
         self._known = Known(known)
+        self._learned: set[bytes] = set()
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
         self.values: set[bytes] = set(self._known.values)
@@ -73,7 +75,7 @@ class Redactor:
         The very same object when nothing was found.
         """
         if len(data) <= BLOCK and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-            return self._whole(data, files.level_of(name), netrc=files.is_netrc(name))
+            return self._whole(data, files.level_of(name), form=files.form_of(name))
         return b"".join(self.stream((data,), name))
 
     def stream(self, pieces: Iterable[bytes], name: bytes = b"") -> Iterator[bytes]:
@@ -92,20 +94,33 @@ class Redactor:
         return fired(self, pieces)
 
     def learn(self, name: bytes, data: bytes) -> None:
-        """Find the secrets of a file, so that `remember` makes them known wherever they stand. Counts nothing."""
+        """Find the secrets of a file, and from now on find the same values wherever they stand. Counts nothing."""
         order = files.utf16(data)
         view = data if order is None else files.narrow(data, order)
-        for span in self.spans(view, 0, len(view), files.level_of(name), netrc=files.is_netrc(name)):
-            self._keep(view[span.start : span.end])
-        self.remember()
+        found = self._scanner.spans(view, 0, len(view), files.level_of(name))
+        places = [
+            *((span.start, span.end) for span in found),
+            *(row[:2] for row in by_format(view, 0, len(view), files.form_of(name))),
+        ]
+        with self._lock:
+            self._learned.update(value for value in (view[start:end] for start, end in places) if judge.is_distinct(value))
 
     def remember(self) -> bool:
         """From now on find every value found so far wherever it stands; True when there is one that was not known before."""
         with self._lock:
-            known = Known(self.values)
-        new = known.values != self._known.values
-        self._known = known
+            new = not self.values <= self._known.values | self._learned
+            self._learned |= self.values
         return new
+
+    def _known_values(self) -> Known:
+        """Built again only when something was learned since: a package learns from many files before it reads the others."""
+        if self._learned:
+            with self._lock:
+                if self._learned:
+                    self.values |= self._learned
+                    self._known = Known(self._known.values | self._learned)
+                    self._learned = set()
+        return self._known
 
     # --- structured ---------------------------------------------------------------------------------------------------------------
 
@@ -128,7 +143,7 @@ class Redactor:
         return arguments(self, list(argv))
 
     def name(self, path: bytes) -> bytes:
-        """A path without the secrets in its components; never adds a '/' or a NUL, never makes a component longer than 255 bytes."""
+        """A path without the secrets in its components; never adds a '/', none longer than 255 bytes."""
         from mothball.redact.structured import path_name
 
         return path_name(self, path)
@@ -141,14 +156,13 @@ class Redactor:
             return b"[redacted:%s]" % rule.encode()
         return b"[redacted:%s:%s]" % (rule.encode(), hmac.digest(self._key, secret, "sha256")[:6].hex().encode())
 
-    def spans(self, data: bytes, lo: int, hi: int, level: int, *, netrc: bool = False) -> list[Span]:
+    def spans(self, data: bytes, lo: int, hi: int, level: int, *, form: str = "") -> list[Span]:
         """Where the secrets of ``data[lo:hi]`` stand: by rule, and known values. Counts nothing."""
         found = self._scanner.spans(data, lo, hi, level)
-        more = [Span(start, end, _KNOWN_RANK, "known") for start, end in self._known.spans(data, lo, hi)] if self._known else []
-        if netrc:
-            from mothball.redact.tokens import netrc_passwords
-
-            more += [Span(start, end, _KNOWN_RANK - 1, "netrc") for start, end in netrc_passwords(data, lo, hi)]
+        known = self._known_values()
+        more = [Span(start, end, _KNOWN_RANK, "known") for start, end in known.spans(data, lo, hi)] if known else []
+        if form:
+            more += [Span(start, end, _KNOWN_RANK - 1, rule) for start, end, rule in by_format(data, lo, hi, form)]
         return self._scanner.joined([*found, *more], data, lo, hi) if more else found
 
     def replace(self, data: bytes, spans: list[Span], lo: int, hi: int) -> bytes:
@@ -174,9 +188,9 @@ class Redactor:
     def allowed(self, value: bytes) -> bool:
         return value in self.rules.allow
 
-    def _whole(self, data: bytes, level: int, *, netrc: bool = False) -> bytes:
+    def _whole(self, data: bytes, level: int, *, form: str = "") -> bytes:
         for _ in range(_ROUNDS):
-            spans = self.spans(data, 0, len(data), level, netrc=netrc)
+            spans = self.spans(data, 0, len(data), level, form=form)
             if not spans:
                 break
             data = self.replace(data, spans, 0, len(data))

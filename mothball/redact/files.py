@@ -8,22 +8,70 @@ HEAD = 8192
 """Bytes of the beginning that `is_text` looks at."""
 
 CODE, CONFIG, CREDENTIALS = 0, 1, 2
-"""How much a value beside a telling name must look like a secret: in code much, in configuration less, in a file for credentials not."""
+"""How much a value beside a telling name must look like a secret: in code much, in configuration less, in a credential file not."""
 
 _CREDENTIALS = frozenset(
     (
-        b".netrc", b"_netrc", b".npmrc", b".yarnrc", b".yarnrc.yml", b".pypirc", b".git-credentials", b".dockercfg", b".pgpass", b".my.cnf",
-        b".htpasswd", b".s3cfg", b".boto", b".vault-token", b".env", b".envrc", b".flaskenv", b"credentials", b"credentials.json",
-        b"secrets.json", b"secrets.yml", b"secrets.yaml", b"secrets.toml", b"auth.json", b"hosts.yml", b"gradle.properties", b".terraformrc",
-        b"credentials.toml", b"credentials.tfrc.json", b"pip.conf", b"nuget.config", b".databrickscfg",
+        b".netrc",
+        b"_netrc",
+        b".npmrc",
+        b".yarnrc",
+        b".yarnrc.yml",
+        b".pypirc",
+        b".git-credentials",
+        b".dockercfg",
+        b".pgpass",
+        b".my.cnf",
+        b".htpasswd",
+        b".s3cfg",
+        b".boto",
+        b".vault-token",
+        b".env",
+        b".envrc",
+        b".flaskenv",
+        b"credentials",
+        b"credentials.json",
+        b"secrets.json",
+        b"secrets.yml",
+        b"secrets.yaml",
+        b"secrets.toml",
+        b"auth.json",
+        b"hosts.yml",
+        b"gradle.properties",
+        b".terraformrc",
+        b"credentials.toml",
+        b"credentials.tfrc.json",
+        b"pip.conf",
+        b"nuget.config",
+        b".databrickscfg",
     )
-)  # fmt: skip
-_CREDENTIAL_ENDS = (b".git/config", b".docker/config.json", b".kube/config", b"/.git/credentials", b".env", b".tfvars", b".tfvars.json")
+)
+_CREDENTIAL_ENDS = (
+    b".git/config",
+    b".docker/config.json",
+    b".kube/config",
+    b"/.git/credentials",
+    b".env",
+    b".tfvars",
+    b".tfvars.json",
+)
 _CONFIG_ENDS = (
-    b".ini", b".cfg", b".conf", b".cnf", b".properties", b".toml", b".yml", b".yaml", b".config", b".env.example", b".service", b".xml",
-)  # fmt: skip
+    b".ini",
+    b".cfg",
+    b".conf",
+    b".cnf",
+    b".properties",
+    b".toml",
+    b".yml",
+    b".yaml",
+    b".config",
+    b".env.example",
+    b".service",
+    b".xml",
+)
 _NETRC = frozenset((b".netrc", b"_netrc"))
 _ENV_PREFIX = b".env."
+_ENVS = frozenset((b".env", b".envrc", b".flaskenv"))
 _ENVIRON = (b"environ", b"environment")
 _LITTLE, _BIG = b"\xff\xfe", b"\xfe\xff"
 
@@ -42,7 +90,7 @@ def utf16(head: bytes) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _of_base(base: bytes) -> int:
-    if base in _CREDENTIALS or base.startswith(_ENV_PREFIX) and not base.endswith((b".example", b".sample", b".template")):
+    if base in _CREDENTIALS or (base.startswith(_ENV_PREFIX) and not base.endswith((b".example", b".sample", b".template"))):
         return CREDENTIALS
     return CONFIG if base.endswith(_CONFIG_ENDS) or base in _ENVIRON else CODE
 
@@ -58,13 +106,20 @@ def level_of(name: bytes) -> int:
 
 
 def is_credentials(name: bytes) -> bool:
-    """True for the name or path of a file whose purpose is to hold credentials: `Redactor.learn` reads it before others are written."""
+    """True for the name or path of a file whose purpose is to hold credentials: `Redactor.learn` reads it before the others."""
     return level_of(name) == CREDENTIALS
 
 
-def is_netrc(name: bytes) -> bool:
-    """True for a file in the format of ``.netrc``, whose passwords stand behind a space."""
-    return name.rpartition(b"/")[2].lower() in _NETRC
+@lru_cache(maxsize=4096)
+def _form_of_base(base: bytes) -> str:
+    if base in _NETRC:
+        return "netrc"
+    return "env" if base in _ENVS or base.endswith(b".env") or base.startswith(_ENV_PREFIX) else ""
+
+
+def form_of(name: bytes) -> str:
+    """``netrc`` or ``env`` for a file's name or path when its format tells more than its lines do, else an empty text."""
+    return _form_of_base(name[-64:].lower().rpartition(b"/")[2]) if name else ""
 
 
 _OTHER = bytes([0]) + b"\xff" * 255

@@ -19,8 +19,8 @@ STRONG_BITS = 3.3
 """Least entropy of what is neither quoted nor in configuration, or whose name says that it is no secret (``token_url``)."""
 LEAST_PASSWORD, LEAST_TOKEN, LEAST_STRONG = 6, 8, 16
 """Least lengths in characters that go with the three."""
-_SMALL_NUMBER = 6
-_CLASSES = 3
+_LONGEST_PLACEHOLDER = 256
+_CLASSES, _ALL_CLASSES = 3, 4
 
 _PASSWORD = re.compile(rb"pass|pwd", re.IGNORECASE)
 _HARMLESS = re.compile(
@@ -36,8 +36,11 @@ _HARMLESS = re.compile(
 _WORDS = re.compile(rb"[A-Za-z_.\-/ :]+\Z")
 _DOTTED = re.compile(rb"[A-Za-z_]\w*(?:(?:\.|->|::|\?\.)\w+)+\Z")
 _IDENTIFIER = re.compile(rb"[A-Za-z_]\w*\Z")
-_PATH = re.compile(rb"(?:[.~]{0,2}|[A-Za-z]:)?[/\\][A-Za-z._-]+[/\\].*|(?:[\w.@-]+/)+[\w.@-]+\.[a-z]{1,5}\Z|[a-z+]+://.*", re.DOTALL)
+_PATH = re.compile(
+    rb"(?:[.~]{0,2}|[A-Za-z]:)?[/\\][A-Za-z._-]+[/\\].*|(?:[\w.@-]+/)+[\w.@-]+\.[a-z]{1,5}\Z|[a-z+]+://.*", re.DOTALL
+)
 _CODE = re.compile(rb"[()\[\]{}<>;|&*?!]|::|->|\$")
+_HOST = re.compile(rb"(?:[a-z0-9-]+\.)+[a-z0-9-]+(?::[0-9]{1,5})?(?:/.*)?\Z|[a-z0-9-]{1,30}:[0-9]{1,5}(?:/.*)?\Z|[0-9.:/-]+\Z")
 _SAYS_NOT = re.compile(
     rb"(?i)(?:[_.-]|(?<=[a-z]))(?:name|names|type|types|count|len|length|size|url|uri|file|path|dir|field|regex|pattern|id|ids|ttl|expir\w*|"
     rb"label|title|hint|help|text|message|msg|error|prompt|prefix|suffix|header|format|version|policy|rule|rules|manager|provider|"
@@ -69,7 +72,7 @@ def is_password(name: bytes) -> bool:
 
 def harmless(value: bytes) -> bool:
     """True for placeholders, variables, booleans, small numbers, and nothing at all."""
-    return not value or (len(value) <= 256 and _HARMLESS.match(value) is not None)
+    return not value or (len(value) <= _LONGEST_PLACEHOLDER and _HARMLESS.match(value) is not None)
 
 
 def says_not(name: bytes) -> bool:
@@ -77,15 +80,22 @@ def says_not(name: bytes) -> bool:
     return _SAYS_NOT.search(name[-64:]) is not None
 
 
+_DIGIT, _NO_ALNUM = re.compile(rb"[0-9]"), re.compile(rb"[^0-9A-Za-z_]")
+
+
 def _classes(value: bytes) -> int:
-    return (
-        (value.upper() != value) + (value.lower() != value) + any(48 <= byte <= 57 for byte in value)
-        + any(not (48 <= byte <= 57 or 65 <= byte <= 90 or 97 <= byte <= 122 or byte == 95) for byte in value)
-    )  # fmt: skip
+    """How many of lower case, upper case, digits and others stand in `value`."""
+    kinds = (value.upper() != value, value.lower() != value, _DIGIT.search(value) is not None, _NO_ALNUM.search(value) is not None)
+    return sum(kinds)
 
 
 def _digits(value: bytes) -> int:
-    return sum(48 <= byte <= 57 for byte in value)
+    return len(_DIGIT.findall(value))
+
+
+def no_name(value: bytes) -> bool:
+    """True for what can hardly be one of a list of names: ``"oauth_token", "crypto_box_keypair2"``."""
+    return (b"_" not in value and is_strong(value)) or (_classes(value) == _ALL_CLASSES and not _IDENTIFIER.match(value))
 
 
 def is_strong(value: bytes) -> bool:
@@ -94,8 +104,21 @@ def is_strong(value: bytes) -> bool:
         return False
     digits = _digits(value)
     if not digits:
-        return len(value) >= 2 * LEAST_STRONG and _classes(value) >= 2 and not _WORDS.match(value)
+        return len(value) >= 2 * LEAST_STRONG and _classes(value) > 1 and not _WORDS.match(value)
     return _classes(value) >= _CLASSES or digits * 8 >= len(value)
+
+
+def is_env_secret(value: bytes) -> bool:
+    """Whether a value of an ``.env`` is one though its name does not tell: whatever is no word, number, path, host or plain URL."""
+    if (
+        harmless(value)
+        or _PATH.match(value)
+        or _WORDS.match(value)
+        or len(value) < LEAST_TOKEN
+        or any(byte in b" ," for byte in value)
+    ):
+        return False
+    return entropy(value) >= TOKEN_BITS and _digits(value) > 0 and not _HOST.match(value)
 
 
 def is_secret(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: int) -> bool:
@@ -128,7 +151,7 @@ def _unquoted(value: bytes) -> bool:
         return False
     if _IDENTIFIER.match(value) and _digits(value) < 3:  # noqa: PLR2004 - `sha256`-like names have up to three digits
         return False
-    return is_strong(value) or (len(value) >= LEAST_TOKEN and _classes(value) == 4 and not _CODE.search(value))  # noqa: PLR2004
+    return is_strong(value) or (len(value) >= LEAST_TOKEN and _classes(value) == _ALL_CLASSES and not _CODE.search(value))
 
 
 def _literal(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: int) -> bool:
@@ -140,7 +163,7 @@ def _literal(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: int
         if len(value) >= 2 * LEAST_STRONG and _classes(value) >= 2 and entropy(value) >= 4.0:  # noqa: PLR2004 - letters only, yet random
             return True
         # A password of letters: in configuration and environments only, for in code it is mostly a name.
-        chosen = password and len(value) >= LEAST_PASSWORD and (level == CONFIG or tight and _ENV_NAME.match(name) is not None)
+        chosen = password and len(value) >= LEAST_PASSWORD and (level == CONFIG or (tight and _ENV_NAME.match(name) is not None))
         return chosen and not _PASSWORD.search(value)
     if password:
         return len(value) >= LEAST_PASSWORD and entropy(value) >= PASSWORD_BITS

@@ -1,7 +1,7 @@
 """Where the secrets stand: one RE2 pass over all keywords, then a bounded look at each of them.
 
-`spans` is a pure function of rules, bytes and level; nothing here remembers anything, so threads may share one `Scanner` (RE2 lets go
-of the interpreter lock while it reads).
+`spans` is a pure function of rules, bytes and level; nothing here remembers anything, so threads may share one `Scanner`
+(RE2 lets go of the interpreter lock while it reads).
 """
 
 from __future__ import annotations
@@ -32,10 +32,15 @@ class Span(NamedTuple):
     rule: str
 
 
+# Every repetition is bounded: what RE2 reads on before it can tell where the leftmost match is, it reads again at the next one.
 _SHAPE = (
-    rb"--[\w-]{0,40}(?i:%(words)s)[\w-]{0,40}[ \t]+|(?:ENV|setenv)[ \t]+\w*(?i:%(words)s)\w*[ \t]+|"
-    rb"(?i:%(words)s)[\w.\-]*['\"\]\)\\ \t]*(?:[=:,>]|(?:&quot;|%%22|%%27)?%%3[aAdD]|\r?\n[ \t-]*['\"]?[vV]alue['\"]?[ \t]*:)"
+    rb"""://[^\s/'"<>@:]{0,200}[:@]|"""
+    rb"--[\w-]{0,40}(?i:%(words)s)[\w-]{0,40}[ \t]{1,8}|(?:ENV|setenv)[ \t]{1,8}\w{0,40}(?i:%(words)s)\w{0,40}[ \t]{1,8}|"
+    rb"(?i:%(words)s)[\w.\-]{0,48}['\"\]\)\\ \t]{0,12}(?:(?:&quot;|&#3[49];|%%22|%%27)?(?:[=:,>]|%%3[aAdD])|"
+    rb"\r?\n[ \t-]{0,40}['\"]?[vV]alue['\"]?[ \t]{0,8}:)"
 )
+_SWALLOWS = 16
+_LOOKAHEAD = 320
 _TELLING_RANK = 1000
 _OWN_RANK = 500
 
@@ -49,9 +54,8 @@ class Scanner:
         for rank, rule in enumerate(rules.builtin):
             for keyword in rule.keywords:
                 self._by_keyword.setdefault(keyword, []).append((rank, rule, compiled(rule.pattern)))
-        marks = b"|".join(escaped(word) for word in sorted({*self._by_keyword, URL_MARK, *KEY_MARKS}, key=lambda w: (-len(w), w)))
-        self._marks = compiled(marks, spans_only=True)
-        self._finder = compiled(marks + b"|" + _SHAPE % {b"words": WORDS}, spans_only=True)
+        marks = b"|".join(escaped(word) for word in sorted({*self._by_keyword, *KEY_MARKS}, key=lambda w: (-len(w), w)))
+        self.finder = compiled(marks + b"|" + _SHAPE % {b"words": WORDS}, spans_only=True)
         self._own = [(_OWN_RANK + n, rule, compiled(rule.pattern)) for n, rule in enumerate(rules.own)]
         self._walls = compiled(PSEUDONYM, spans_only=True)
 
@@ -59,8 +63,9 @@ class Scanner:
         """The secrets in ``data[lo:hi]``, sorted, none touching another's bytes; what stands before `lo` is only looked back at."""
         hi = len(data) if hi is None else hi
         found = _Finding(self, data, lo, hi, level)
-        for hit in self._finder.finditer(data, lo, hi):
-            found.at(*hit.span())
+        at = found.at
+        for hit in self.finder.finditer(data, lo, hi):
+            at(*hit.span())
         for rank, rule, pattern in self._own:
             if rule.keywords and not any(data.find(word, lo, hi) >= 0 for word in rule.keywords):
                 continue
@@ -92,11 +97,6 @@ class Scanner:
             return out
         walls = [match.span() for match in self._walls.finditer(data, lo, hi)]
         return [part for span in out for part in _outside(span, walls)]
-
-    def marks(self, data: bytes, lo: int, hi: int) -> Iterator[tuple[int, int]]:
-        """The keywords of token rules alone, for what a telling name has swallowed."""
-        for hit in self._marks.finditer(data, lo, hi):
-            yield hit.span()
 
     def rules_at(self, keyword: bytes) -> list[tuple[int, Rule, Any]]:
         return self._by_keyword.get(keyword, [])
@@ -132,12 +132,21 @@ class _Finding:
         self.spans.append(Span(start, end, rank, rule))
 
     def at(self, start: int, end: int) -> None:
-        """A keyword stands from `start` to `end`: try what can begin there."""
+        """A keyword stands from `start` to `end`: try what can begin there, and within it when it is long."""
+        self._try(start, end)
+        if end - start <= _SWALLOWS:
+            return
+        place, limit = start + 1, min(self.hi, end + _LOOKAHEAD)
+        while (hit := self.scanner.finder.search(self.data, place, limit)) is not None and hit.start() < end:
+            self._try(*hit.span())
+            place = hit.start() + 1
+
+    def _try(self, start: int, end: int) -> None:
         word = self.data[start:end]
         rules = self.scanner.rules_at(word)
         if rules:
             self._tokens(rules, start)
-        elif word == URL_MARK:
+        elif word[:3] == URL_MARK:
             self._url(start)
         elif word in KEY_MARKS:
             self._key(start, begins=word[-6:] == b"BEGIN ")
@@ -166,8 +175,11 @@ class _Finding:
     def _key(self, start: int, *, begins: bool) -> None:
         if start < self._done.get(-1, self.lo):
             return
-        span = tokens.key_from(self.data, start, self.hi, self._ends()) if begins else tokens.key_before(
-            self.data, start, max(self.lo, self._done.get(-1, self.lo)))
+        span = (
+            tokens.key_from(self.data, start, self.hi, self._ends())
+            if begins
+            else tokens.key_before(self.data, start, max(self.lo, self._done.get(-1, self.lo)))
+        )
         if span is not None:
             self._done[-1] = span[1]
             self.add(*span, 0, "private-key")
@@ -179,9 +191,6 @@ class _Finding:
 
     def _telling(self, start: int, end: int) -> None:
         data = self.data
-        if end - start > 12:  # noqa: PLR2004 - a long name may have swallowed the keyword of a token
-            for hit in self.scanner.marks(data, start + 1, end):
-                self.at(*hit)
         if data[end - 1 : end + 2] == URL_MARK:
             self._url(end - 1)
         for begin, stop, rule in tokens.beside(data, start, end, self.hi, self.level):

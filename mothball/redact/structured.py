@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 _DEEPEST = 200
 _LONGEST_COMPONENT = 255
-_EXACT = frozenset("auth pass passwd password pwd pw pin otp secret token cookie cookies set-cookie authorization key apikey dsn".split())
+_EXACT = frozenset(
+    (
+        *("auth", "pass", "passwd", "password", "pwd", "pw", "pin", "otp", "secret", "token"),
+        *("cookie", "cookies", "set-cookie", "authorization", "apikey", "dsn"),
+    )
+)
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)\Z")
 _ASSIGNED = re.compile(r"(--?)?([A-Za-z_][\w.-]*)=(.*)\Z", re.DOTALL)
 _SHORT_PASSWORD = re.compile(r"-p(?=\S)")
-_PASSWORD_TOOLS = frozenset("mysql mysqldump mysqladmin mariadb sshpass".split())
+_PASSWORD_TOOLS = frozenset(["mysql", "mysqldump", "mysqladmin", "mariadb", "sshpass"])
 _USER_FLAGS = frozenset(("-u", "--user", "--proxy-user", "-U"))
 
 
@@ -32,7 +37,7 @@ def _words() -> re.Pattern[str]:
 def is_telling(name: str) -> bool:
     """True when a value of this name is a secret by its name alone: ``DB_PASSWORD``, ``apiKey``, ``X-Auth-Token``."""
     short = name[:256]
-    return short.lower() in _EXACT - {"key"} or _words().search(f"_{short}") is not None
+    return short.lower() in _EXACT or _words().search(f"_{short}") is not None
 
 
 def document(redactor: Redactor, obj: Any, depth: int = 0) -> Any:
@@ -56,7 +61,11 @@ def _mapping(redactor: Redactor, obj: Mapping[Any, Any], depth: int) -> dict[Any
         while shown in out:
             shown = f"{shown}+"
         name = named if named is not None and key in ("value", "Value") and is_telling(named) else key
-        out[shown] = _of_name(redactor, name, value, depth) if isinstance(name, str) and is_telling(name) else document(redactor, value, depth + 1)
+        out[shown] = (
+            _of_name(redactor, name, value, depth)
+            if isinstance(name, str) and is_telling(name)
+            else document(redactor, value, depth + 1)
+        )
     return out
 
 
@@ -73,7 +82,7 @@ def _of_name(redactor: Redactor, name: str, value: Any, depth: int) -> Any:
 def _value(redactor: Redactor, name: str, value: str) -> str:
     """The value of a telling name: redacted as a whole unless it is harmless or holds a whole sentence of its own."""
     raw_name, raw = name.encode("utf-8", "surrogatepass"), value.encode("utf-8", "surrogatepass")
-    if redactor.allowed(raw) or judge.says_not(raw_name) and not judge.is_strong(raw):
+    if redactor.allowed(raw) or (judge.says_not(raw_name) and not judge.is_strong(raw)):
         return redactor.text(value)
     if not judge.is_secret(raw_name, raw, quoted=True, tight=True, level=files.CREDENTIALS):
         return redactor.text(value)
@@ -81,7 +90,10 @@ def _value(redactor: Redactor, name: str, value: str) -> str:
 
 
 def environment(redactor: Redactor, env: Mapping[str, str]) -> dict[str, str]:
-    return {redactor.text(name): _value(redactor, name, value) if is_telling(name) else redactor.text(value) for name, value in env.items()}
+    return {
+        redactor.text(name): _value(redactor, name, value) if is_telling(name) else redactor.text(value)
+        for name, value in env.items()
+    }
 
 
 def arguments(redactor: Redactor, argv: list[str]) -> list[str]:
@@ -96,7 +108,9 @@ def arguments(redactor: Redactor, argv: list[str]) -> list[str]:
         name = None
         if match := _ASSIGNED.match(item):
             dashes, key, value = match.groups()
-            out.append(f"{dashes or ''}{redactor.text(key)}={_value(redactor, key, value)}" if is_telling(key) else redactor.text(item))
+            out.append(
+                f"{dashes or ''}{redactor.text(key)}={_value(redactor, key, value)}" if is_telling(key) else redactor.text(item)
+            )
         elif (match := _FLAG.match(item)) and is_telling(match[1]):
             name = match[1]
             out.append(redactor.text(item))
@@ -130,7 +144,11 @@ def _cut(redactor: Redactor, path: bytes, spans: list[Any]) -> bytes:
     for span in spans:
         pieces.append(path[at : span.start])
         inside = path[span.start : span.end].split(b"/")
-        pieces.append(b"/".join(redactor.replace(part, [span._replace(start=0, end=len(part))], 0, len(part)) if part else part for part in inside))
+        pieces.append(
+            b"/".join(
+                redactor.replace(part, [span._replace(start=0, end=len(part))], 0, len(part)) if part else part for part in inside
+            )
+        )
         at = span.end
     return b"".join([*pieces, path[at:]])
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mothball.redact import judge
-from mothball.redact.files import CODE, CREDENTIALS
+from mothball.redact.files import CREDENTIALS
 from mothball.redact.patterns import compiled
 
 NEED_BORDER = frozenset({"openai", "anthropic", "sendgrid", "huggingface", "databricks", "npm"})
@@ -41,7 +41,8 @@ def secret_of(match: Any) -> tuple[int, int]:
 
 # --- user-info of URLs ------------------------------------------------------------------------------------------------------------
 
-_AUTHORITY = rb"""://(?:([^\s/'"<>?#`\\@:|]{0,256})(:(?:[^\s/'"<>?#`\\]{0,1000}))?@|([^\s/:@'"<>`\\]{0,256}):([^\s'"<>@`\\]{1,512})@)"""
+_AUTHORITY = re.compile(rb"""://(?:([^\s/'"<>?#`\\@:|]*+)(:[^\s/'"<>?#`\\]*)?@|([^\s/:@'"<>`\\]*+):([^\s'"<>@`\\]++)@)""")
+_AUTHORITY_REACH = 2048
 _PORT = re.compile(rb"[0-9]{1,5}/|[0-9]{1,5}\Z")
 _HARMLESS_USERS = frozenset(b"git hg svn ssh root admin user username www-data ubuntu ec2-user anonymous ftp *** ".split())
 _SSH = (b"ssh", b"sftp", b"scp", b"rsync")
@@ -49,7 +50,10 @@ _SSH = (b"ssh", b"sftp", b"scp", b"rsync")
 
 def user_info(data: bytes, start: int, lo: int, hi: int) -> Iterator[tuple[int, int]]:
     """The secret parts of the user-info of the URL whose ``://`` stands at `start`: its password, and a user that is a token."""
-    match = compiled(_AUTHORITY).match(data, start, hi)
+    hi = min(hi, start + _AUTHORITY_REACH)
+    if data.find(b"@", start + 3, hi) < 0:
+        return
+    match = _AUTHORITY.match(data, start, hi)
     if match is None:
         return
     if match.start(3) >= 0:
@@ -93,7 +97,7 @@ def key_ends(data: bytes, lo: int, hi: int) -> list[int]:
 
 
 def key_from(data: bytes, start: int, hi: int, ends: list[int]) -> tuple[int, int] | None:
-    """The private key whose first line begins at `start`: to its last line, or as far as there is base64. None for a mere mention."""
+    """The private key whose first line begins at `start`: to its last line, or as far as base64 goes. None for a mention."""
     hi = min(hi, start + KEY_REACH)
     begin = compiled(_KEY_BEGIN, spans_only=True).match(data, start, hi)
     if begin is None:
@@ -127,16 +131,21 @@ def key_before(data: bytes, start: int, lo: int) -> tuple[int, int] | None:
 
 # --- values beside telling names --------------------------------------------------------------------------------------------------
 
-_VALUE = (
-    rb"""(?:=?[>=:]?[ \t]{0,16})"""
-    rb"""(?:\s{0,64}\\{0,3}(?:[A-Za-z@$]{1,2})?\\{0,3}(?:"((?:[^"\\\n\r]|\\[^\n"]){0,512})|'((?:[^'\\\n\r]|\\[^\n]){0,512})|`([^`\n]{0,512}))"""
-    rb"""|[|>][+-]?\r?\n[ \t]+([^\s]{1,512})"""
-    rb"""|(?:(?i:bearer|basic|token|apikey|digest|negotiate)[ \t]+)?([^\s"'`,;<>&|()\[\]{}\\]{1,512}))"""
+# These see at most `_JUDGED` bytes behind a place that the scan found, and no two of their repetitions can share a byte.
+_VALUE = re.compile(
+    rb"""=?[>=:]?[ \t]{0,16}(?:
+      \s{0,64}\\{0,3}(?:[A-Za-z@$]{1,2})?\\{0,3}(?:"((?:[^"\\\n\r]|\\[^\n"])*+) | '((?:[^'\\\n\r]|\\[^\n])*+) | `([^`\n]*+))
+    | [|>][+-]?\r?\n[ \t]+([^\s]+)
+    | (?:&quot;|&\#3[49];|%2[27]|(?i:bearer|basic|token|apikey|digest|negotiate)[ \t]+)?([^\s"'`,;<>&|()\[\]{}\\]+))""",
+    re.VERBOSE,
 )
+_TYPED = re.compile(rb"[ \t]*+[A-Za-z_][\w.\[\], |?]*?[ \t]*=[ \t]*+(?![=>])")
+_TYPED_REACH = 64
+_PAIRED = re.compile(rb"""\s{0,40}\\?["']?[vV]alue\\?["']?[ \t]{0,8}[:=]""")
+_AFTER_QUOTE = b" \t\r\n,;}])#\\"
 _REST = rb"""[^\s"'`,;<>&|()\[\]{}\\]+"""
 _QUOTED_REST = rb"""(?:[^"'`\\\n\r]|\\[^\n])+"""
-_TYPED = rb"""[ \t]*[A-Za-z_][\w.\[\], |?]{0,60}?[ \t]*=[ \t]*"""
-_LINE_REST = rb"""[^\r\n]{1,4096}"""
+_LINE_REST = rb"""[^\r\n]+"""
 
 
 def beside(data: bytes, start: int, end: int, hi: int, level: int) -> Iterator[tuple[int, int, str]]:
@@ -144,30 +153,39 @@ def beside(data: bytes, start: int, end: int, hi: int, level: int) -> Iterator[t
     name_from = start - _trailing(data, start)
     name = data[name_from:end].rstrip(b" \t=:,>\"')]\\\r\n").lstrip(b"-")
     separator = data[end - 1 : end]
-    limit = min(hi, end + 2048)
     at = end
-    if separator == b":":
-        typed = compiled(_TYPED, spans_only=True).match(data, end, limit)
-        if typed is not None and data[typed.end() : typed.end() + 1] not in (b"=", b">"):
-            at = typed.end()
-    match = compiled(_VALUE).match(data, at, limit)
+    if separator == b":" and (typed := _TYPED.match(data, end, min(hi, end + _TYPED_REACH))) is not None:
+        at = typed.end()
+    elif separator == b"," and (paired := _PAIRED.match(data, end, min(hi, end + _TYPED_REACH))) is not None:
+        at, separator = paired.end(), b":"
+    match = _VALUE.match(data, at, min(hi, at + _JUDGED + 80))
     if match is None:
+        if level == CREDENTIALS and separator in b"=:":
+            yield from _line_value(data, at, hi, name)
         return
-    group = next(number for number in range(1, 6) if match.start(number) >= 0)
+    group = match.lastindex or 0
     first, last = match.span(group)
     quoted = group <= 3  # noqa: PLR2004 - the first three groups are the quoted ones
-    if not quoted and separator == b",":
-        return
     value = data[first:last]
+    if separator == b"," and not (quoted and judge.no_name(value)):
+        return
     tight = not quoted and separator == b"=" and at == first and data[end - 2 : end - 1] not in b" \t"
     if not judge.is_secret(name, value, quoted=quoted or separator in b" \t" or group == 4, tight=tight, level=level):  # noqa: PLR2004
         return
-    if level == CREDENTIALS and not quoted:
+    if level == CREDENTIALS and (not quoted or data[last + 1 : last + 2] not in _AFTER_QUOTE):
         last = _to_line_end(data, first, last, hi)
     elif last - first >= _JUDGED:
         more = compiled(_QUOTED_REST if quoted else _REST, spans_only=True).match(data, last, min(hi, first + LONGEST_VALUE))
         last = more.end() if more is not None else last
     yield first, last, "password" if judge.is_password(name) else "secret"
+
+
+def _line_value(data: bytes, at: int, hi: int, name: bytes) -> Iterator[tuple[int, int, str]]:
+    """In a file for credentials: what stands to the end of the line, though it begins with what no other value begins with."""
+    last = _to_line_end(data, at, at, hi)
+    first = last - len(data[at:last].lstrip(b" \t"))
+    if first < last and judge.is_secret(name, data[first:last], quoted=True, tight=True, level=CREDENTIALS):
+        yield first, last, "password" if judge.is_password(name) else "secret"
 
 
 def _to_line_end(data: bytes, first: int, last: int, hi: int) -> int:
@@ -187,10 +205,17 @@ def _trailing(data: bytes, end: int) -> int:
     return len(back) - len(back.rstrip(_NAME_BYTES))
 
 
-_NETRC = rb"password[ \t\r\n]+([^ \t\r\n]{1,1000})"
+_NETRC = rb"password[ \t\r\n]+([^ \t\r\n]+)"
+_ENV_LINE = rb"""(?m)^[ \t]*(?:export[ \t]+)?[A-Za-z_][\w.]*=(?:"([^"\r\n]+)"|'([^'\r\n]+)'|([^\s"'#][^\r\n]*))"""
 
 
-def netrc_passwords(data: bytes, lo: int, hi: int) -> Iterator[tuple[int, int]]:
-    """The passwords of a file in the format of ``.netrc``."""
-    for match in compiled(_NETRC).finditer(data, lo, hi):
-        yield match.span(1)
+def by_format(data: bytes, lo: int, hi: int, form: str) -> Iterator[tuple[int, int, str]]:
+    """What only the format of a file tells: every password of a ``.netrc``, each value of an ``.env`` that looks like a secret."""
+    if form == "netrc":
+        for match in compiled(_NETRC).finditer(data, lo, hi):
+            yield *match.span(1), "netrc"
+    elif form == "env":
+        for match in compiled(_ENV_LINE).finditer(data, lo, hi):
+            first, last = secret_of(match)
+            if judge.is_env_secret(data[first:last].rstrip()):
+                yield first, first + len(data[first:last].rstrip()), "env"

@@ -17,14 +17,12 @@ _ROUNDS = 5
 _LINE_BACK = 64 * 1024
 
 
-
-
 def redacted(redactor: Redactor, pieces: Iterable[bytes], name: bytes) -> Iterator[bytes]:
     """The pieces without their secrets; see `Redactor.stream`."""
     buffer = bytearray()
     order: str | None = None
     begun = False
-    level, netrc = files.level_of(name), files.is_netrc(name)
+    level, form = files.level_of(name), files.form_of(name)
     for piece in pieces:
         buffer += piece
         if not begun and len(buffer) >= 4:  # noqa: PLR2004 - the mark of UTF-16, or of UTF-32
@@ -32,19 +30,19 @@ def redacted(redactor: Redactor, pieces: Iterable[bytes], name: bytes) -> Iterat
         width = 1 if order is None else 2
         while begun and len(buffer) >= width * (BLOCK + OVERLAP):
             window = bytes(buffer[: width * (BLOCK + OVERLAP)])
-            out, used = _window(redactor, window, order, level, netrc=netrc, last=False)
+            out, used = _window(redactor, window, order, level, form=form, last=False)
             del buffer[:used]
             yield out
     order = files.utf16(bytes(buffer[:4])) if not begun else order
     if buffer:
-        out, _ = _window(redactor, bytes(buffer), order, level, netrc=netrc, last=True)
+        out, _ = _window(redactor, bytes(buffer), order, level, form=form, last=True)
         yield out
 
 
-def _window(redactor: Redactor, window: bytes, order: str | None, level: int, *, netrc: bool, last: bool) -> tuple[bytes, int]:
+def _window(redactor: Redactor, window: bytes, order: str | None, level: int, *, form: str, last: bool) -> tuple[bytes, int]:
     """What the window's own bytes become, and how many of them were used up."""
     view = window if order is None else files.narrow(window, order)
-    spans = redactor.spans(view, 0, len(view), level, netrc=netrc)
+    spans = redactor.spans(view, 0, len(view), level, form=form)
     cut = len(view) if last else _cut(view, spans)
     spans = [span for span in spans if span.end <= cut]
     width = 1 if order is None else 2
@@ -54,7 +52,7 @@ def _window(redactor: Redactor, window: bytes, order: str | None, level: int, *,
     if order is None:
         out = redactor.replace(view, spans, 0, cut)
         for _ in range(_ROUNDS):
-            spans = redactor.spans(out, 0, len(out), level, netrc=netrc)
+            spans = redactor.spans(out, 0, len(out), level, form=form)
             if not spans:
                 break
             out = redactor.replace(out, spans, 0, len(out))
@@ -99,12 +97,14 @@ def fired(redactor: Redactor, pieces: Iterable[bytes]) -> set[str]:
 
 
 def binary_spans(redactor: Redactor, data: bytes, lo: int, hi: int) -> list[Span]:
-    """The secrets in ``data[lo:hi]`` of binary content: its strings are many, so what stands beside a telling name must be strong."""
+    """The secrets in ``data[lo:hi]`` of binary content: what stands beside a telling name must be strong there."""
     found = [span for span in redactor.spans(data, lo, hi, files.CODE) if _counts(span, data)]
     for run in compiled(_WIDE, spans_only=True).finditer(data, lo, hi):
         start, end = run.span()
         text = data[start:end].replace(b"\0", b"")
-        found += [span._replace(start=start, end=end) for span in redactor.spans(text, 0, len(text), files.CODE) if _counts(span, text)]
+        found += [
+            span._replace(start=start, end=end) for span in redactor.spans(text, 0, len(text), files.CODE) if _counts(span, text)
+        ]
     return found
 
 
