@@ -1,58 +1,74 @@
 """A crash package: one tar with ``report.json``, ``config.json`` and ``rootfs/``, redacted, scanned again, sealed if asked.
 
-It is a bundle: unpacked anywhere, ``runc run`` starts it. The same report, capture, rules and key give the same bytes.
+It is a bundle: unpacked anywhere, ``runc run`` starts it. The same report, capture, rules and key give the same bytes. It is
+written to a file without a name, which gets one when nothing was found in its finished bytes; so whatever kills the writer
+leaves nothing, and a sealing that fails leaves no clear file.
+
+The report stands first and says what all that follows holds. So room is left for it, and what it does not need is filled with
+the comment of its PAX header, which every tar passes over.
 """
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import os
+import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
-from mothball.crash.facts import PackageFacts, Packaged
+from mothball.crash.facts import Packaged, PackageFacts
+from mothball.crash.packages import CLEAR, SEALED
+from mothball.crash.packing import Binaries, Packer
+from mothball.errors import AlreadyExists, InvalidParams, Oversize, Unredacted
+from mothball.package.target import check_new
+from mothball.redact.files import is_credentials
+from mothball.seal.newfile import new_file
 from mothball.store import Store
+from mothball.store.artifact import REPORT_LIMIT, check_crash_name
+from mothball.store.foreign import read_json
+from mothball.store.manifest import canonical
+from mothball.store.read import show
+from mothball.store.tarhead import BLOCK, header, padded
+from mothball.store.tree import Tree
 
 if TYPE_CHECKING:
+    from mothball.package.rootfs import RootEntry
     from mothball.redact.engine import Redactor
+    from mothball.redact.rescan import Finding
 
-__all__ = ["Base", "BaseEntry", "PackageFacts", "Packaged", "write_package", "write_package_to"]
+__all__ = ["Base", "PackageFacts", "Packaged", "write_package", "write_package_to"]
 
+Report = Callable[[PackageFacts], bytes]
 Seal = Callable[[BinaryIO, BinaryIO], None]
 """Called as ``seal(clear, sealed)``: reads the first to its end and writes the second. What it raises ends the package."""
 Tick = Callable[..., None]
 """Called with ``step=`` (``learn``, ``pack``, ``again``, ``scan``, ``seal``), ``entries=`` and ``bytes=``, at least every few
 megabytes; what it raises ends the package, and nothing is left of it."""
 
-
-class BaseEntry(Protocol):
-    """One entry of a base image's merged tree. `path` is relative, its folders before it; `type` is that of the tree's rows."""
-
-    @property
-    def path(self) -> bytes: ...
-    @property
-    def type(self) -> Literal["f", "d", "l", "h"]: ...
-    @property
-    def mode(self) -> int: ...
-    @property
-    def mtime_ns(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def link(self) -> bytes:
-        """The target of a symbolic link; of a hard link the path of its first name, which came before."""
-
-    def open(self) -> BinaryIO:
-        """The content of a file, to be closed by the caller."""
+ROOM: Final = 64 * 1024
+"""Bytes left for what the facts add to a report. One that needs more costs a second copy of the package, nothing else."""
+LEARN_LIMIT: Final = 1024**2
+"""Bytes of a credential file that are read for values to look for everywhere."""
+MAX_CONFIG: Final = 4 * 1024**2
+_PIECE: Final = 4 * 1024**2
+_TOLD: Final = 5
+_COMMENT: Final = b"a crash report by Mothball; unpacked it is a bundle for runc"
+_FOLDER_MODE: Final = 0o700
+_FILE_MODE: Final = 0o644
 
 
 class Base(Protocol):
-    """An image whose files lie below the workspace's in the package."""
+    """An image whose files lie below the workspace's in the package (see `mothball.package.base`)."""
 
     @property
-    def name(self) -> str:
-        """What was asked for, with its digest."""
-
-    def entries(self) -> Iterator[BaseEntry]:
+    def reference(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    def entries(self) -> Iterator[RootEntry]:
         """The merged entries, sorted by path components."""
 
 
@@ -60,38 +76,251 @@ def write_package(
     store: Store,
     digest: str,
     *,
-    report: Callable[[PackageFacts], bytes],
+    report: Report,
     config: bytes,
     redactor: Redactor,
     folder: Path,
     name: str,
-    binaries: Literal["include", "exclude"] = "include",
+    binaries: Binaries = "include",
     base: Base | None = None,
     seal: Seal | None = None,
     tick: Tick = lambda **_: None,
 ) -> Packaged:
     """Write the package `name` (an id: ``.tar`` is added, ``.tar.age`` with `seal`) into `folder`, which is made 0700 (B-54).
 
-    `digest` is that of the capture or of its crash report; `report` gives report.json for the facts of the package and may be
-    called more than once; `config` is the bundle's config.json. The file is 0600 and is there whole or not at all (B-55).
-    Raises `Unredacted` when a secret is left in the finished bytes, `AlreadyExists`, `NoSpace`, `Corrupt`, and what `seal` and
-    `tick` raise.
+    `digest` is that of the capture or of its crash report; `report` gives report.json for the facts of the package and is called
+    twice or more, last with the facts that are true; `config` is the bundle's config.json. The file is 0600 and is there whole or
+    not at all (B-55). Raises `Unredacted` when a secret is left in the finished bytes, `AlreadyExists` (also for the package of
+    that name in its other form), `NoSpace`, `Corrupt`, and what `seal` and `tick` raise.
     """
-    raise NotImplementedError
+    check_crash_name(name)
+    folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    other = folder / (name + (CLEAR if seal else SEALED))
+    if os.path.lexists(other):
+        raise AlreadyExists(f"{other} exists already; delete that package before the report is packaged again", path=str(other))
+    return _write(
+        store, digest, folder / (name + (SEALED if seal else CLEAR)), report, config, redactor, binaries, base, seal, tick
+    )
 
 
 def write_package_to(
     store: Store,
     digest: str,
     *,
-    report: Callable[[PackageFacts], bytes],
+    report: Report,
     config: bytes,
     redactor: Redactor,
     path: Path,
-    binaries: Literal["include", "exclude"] = "include",
+    binaries: Binaries = "include",
     base: Base | None = None,
     seal: Seal | None = None,
     tick: Tick = lambda **_: None,
 ) -> Packaged:
     """`write_package` to a path of the caller's choice outside of the store. Errors as there, and as `check_new`."""
-    raise NotImplementedError
+    return _write(store, digest, check_new(path, store.root), report, config, redactor, binaries, base, seal, tick)
+
+
+def _write(
+    store: Store,
+    digest: str,
+    place: Path,
+    report: Report,
+    config: bytes,
+    redactor: Redactor,
+    binaries: Binaries,
+    base: Base | None,
+    seal: Seal | None,
+    tick: Tick,
+) -> Packaged:
+    with Tree.open(store, digest) as tree, new_file(place) as out, ExitStack() as stack, _no_cycle_collection():
+        clear = out if seal is None else _unnamed(place.parent, stack)
+        made = _Package(tree, clear, report, config, redactor, binaries, base, sync=store.fsync and seal is None, tick=tick)
+        facts, data = made.write()
+        if seal is not None:
+            tick(step="seal", bytes=0)
+            clear.seek(0)
+            seal(clear, out)
+        out.flush()
+        sha, size = _digest(out), os.fstat(out.fileno()).st_size
+    return Packaged(str(place), sha, size, seal is not None, facts, data)
+
+
+class _Package:
+    """One package on its way into `out`, which is empty and has no name."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        out: BinaryIO,
+        report: Report,
+        config: bytes,
+        redactor: Redactor,
+        binaries: Binaries,
+        base: Base | None,
+        *,
+        sync: bool,
+        tick: Tick,
+    ) -> None:
+        self._tree = tree
+        self._out = out
+        self._report = report
+        self._redactor = redactor
+        self._config = _redacted_config(config, redactor)
+        self._binaries = binaries
+        self._base = base
+        self._sync = sync
+        self._tick = tick
+
+    def write(self) -> tuple[PackageFacts, bytes]:
+        """Pack and scan; once more when the scan knows values that the packing came to know too late. Raises `Unredacted`."""
+        self._learn()
+        facts, data = self._pack("pack")
+        if found := self._scan():
+            # A password that stands in app.py plainly and is a secret only by what config.py says of it: now it is known.
+            self._redactor.remember()
+            facts, data = self._pack("again")
+            found = self._scan()
+        if found:
+            raise self._unredacted(found)
+        return facts, data
+
+    def _learn(self) -> None:
+        """Read the credential files first: what they hold is a secret wherever else it stands, and files before them come first."""
+        for count, paths in enumerate(self._tree.names()):
+            self._tick(step="learn", entries=1024 * count, bytes=0)
+            for path in paths:
+                if is_credentials(path):
+                    found = self._tree.locate(path)
+                    if found is not None and found.row.type in "fh":
+                        with self._tree.open_file(path) as file:
+                            self._redactor.learn(path, file.read(LEARN_LIMIT))
+
+    def _pack(self, step: str) -> tuple[PackageFacts, bytes]:
+        out, base = self._out, self._base
+        room = len(_head(self._checked(PackageFacts()), self._config, 0)) + ROOM
+        out.truncate(0)
+        out.seek(room)
+
+        def progress(**done: Any) -> None:
+            self._tick(step=step, **done)
+
+        packer = Packer(self._tree, out, self._redactor, binaries=self._binaries, sync=self._sync, progress=progress)
+        name = None if base is None else f"{self._redactor.text(base.reference)} {base.digest}"
+        facts = packer.run(() if base is None else base.entries(), name)
+        out.flush()
+        data = self._checked(facts)
+        head = _head(data, self._config, room)
+        if len(head) > room:
+            self._move(room, len(head))
+        out.seek(0)
+        out.write(head)
+        out.flush()
+        return facts, data
+
+    def _checked(self, facts: PackageFacts) -> bytes:
+        data = self._report(facts)
+        if len(data) > REPORT_LIMIT:
+            raise Oversize(what="the crash report", size=len(data), limit=REPORT_LIMIT)
+        return data
+
+    def _move(self, start: int, to: int) -> None:
+        """Move everything from `start` on to `to`, which lies behind it: from the end, piece by piece."""
+        fd = self._out.fileno()
+        place = os.fstat(fd).st_size
+        while place > start:
+            size = min(_PIECE, place - start)
+            place -= size
+            _pwrite(fd, os.pread(fd, size, place), place + to - start)
+            self._tick(step="move", bytes=place)
+
+    def _scan(self) -> list[Finding]:
+        """What the rules and all values that are known by now find in the finished bytes."""
+        from mothball.redact.rescan import Rescan
+
+        scan = Rescan(self._redactor)
+        fd, place = self._out.fileno(), 0
+        while piece := os.pread(fd, _PIECE, place):
+            scan.feed(piece)
+            place += len(piece)
+            self._tick(step="scan", bytes=place)
+        return scan.finish()
+
+    def _unredacted(self, found: list[Finding]) -> Unredacted:
+        """Says where, but never what."""
+        places = sorted({f"{finding.rule} in {self._member(finding.offset)}" for finding in found[:_TOLD]})
+        more = f" and {len(found) - _TOLD} more" if len(found) > _TOLD else ""
+        return Unredacted(
+            what="the crash package",
+            reason=f"its finished bytes still hold what looks like a secret ({'; '.join(places)}{more}), so nothing was published. "
+            "Leave that file out with .mothballignore, package without binaries, or allow the value in the redaction rules",
+        )
+
+    def _member(self, offset: int) -> str:
+        self._out.seek(0)
+        with tarfile.open(fileobj=self._out, mode="r:") as tar:
+            for member in tar:
+                if offset < member.offset_data:
+                    return "the name of a file"  # which is not repeated here
+                if offset < member.offset_data + padded(member.size if member.isreg() else 0):
+                    return show(os.fsencode(member.name))[:200]
+        return "the end of the archive"
+
+
+def _head(data: bytes, config: bytes, room: int) -> bytes:
+    """The members before the rootfs, in exactly `room` bytes, or in as many as they need when that is more."""
+    members = b"".join(
+        header(name, b"0", _FILE_MODE, 0, 0, len(content), 0) + content.ljust(padded(len(content)), b"\0")
+        for name, content in ((b"report.json", data), (b"config.json", config))
+    )
+    size = max(BLOCK, room - len(members) - BLOCK)
+    text = _COMMENT.ljust(size - len(b" comment=\n") - len(str(size)))
+    record = b"%d comment=%b\n" % (size, text)
+    return header(b"PaxHeaders/0", b"x", _FILE_MODE, 0, 0, size, 0) + record + members
+
+
+def _redacted_config(config: bytes, redactor: Redactor) -> bytes:
+    """config.json with its arguments and environment redacted; the same bytes when there is nothing to redact."""
+    if len(config) > MAX_CONFIG:
+        raise Oversize(what="config.json", size=len(config), limit=MAX_CONFIG)
+    document = read_json(config, dict, "config.json")
+    process = document.get("process")
+    if not isinstance(process, dict):
+        raise InvalidParams("config.json has no process; the bundle could not be started")
+    args, env = process.get("args"), process.get("env")
+    new = dict(process)
+    if isinstance(args, list):
+        new["args"] = redactor.argv([str(each) for each in args])
+    if isinstance(env, list):
+        pairs = [str(each).partition("=") for each in env]
+        hidden = redactor.env({name: value for name, _, value in pairs})
+        new["env"] = [f"{name}={value}" for name, value in hidden.items()]
+    return config if new == process else canonical({**document, "process": new})
+
+
+def _unnamed(folder: Path, stack: ExitStack) -> BinaryIO:
+    """A file without a name in `folder`: a clear package that is to be sealed must not outlive its writer."""
+    return cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile("w+b", buffering=_PIECE, dir=folder)))
+
+
+def _pwrite(fd: int, data: bytes, place: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, place)
+        view, place = view[count:], place + count
+
+
+def _digest(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _no_cycle_collection() -> Iterator[None]:
+    """Packing makes many small objects and no cycles; looking for them among a table of contents takes long."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
