@@ -26,6 +26,8 @@ FILE_BYTES: Final = 64 * 1024
 SECONDS: Final = 5.0
 _STEPS: Final = 5_000_000
 """Comparisons of lines that one file may cost at the worst: a second or so."""
+_POPULAR_FROM: Final = 200
+"""From so many lines on `difflib` leaves lines alone that stand everywhere."""
 
 
 class Contents(Protocol):
@@ -147,13 +149,18 @@ class _Texts:
 
 
 def _steps(before: bytes, after: bytes) -> int:
-    """At most so many steps does a comparison of lines take: equal pairs of lines, once for each line that may split them."""
+    """At most so many steps does `difflib` take: equal pairs of lines, once for each line at which it may split the files.
+
+    What both begin and end with is found at once. Lines that stand in more than one of a hundred places it leaves alone.
+    """
     one, other = before.split(b"\n"), after.split(b"\n")
     first = _same(one, other)
     last = _same(one[first:][::-1], other[first:][::-1])
-    counts, others = Counter(one[first : len(one) - last]), Counter(other[first : len(other) - last])
-    pairs = sum(count * others[text] for text, count in counts.items())
-    return pairs * min(counts.total(), others.total())
+    common = len(other) // 100 + 1 if len(other) >= _POPULAR_FROM else len(other)
+    places = {text: count for text, count in Counter(other).items() if count <= common}
+    left, right = Counter(one[first : len(one) - last]), Counter(other[first : len(other) - last])
+    pairs = sum(count * right[text] for text, count in left.items() if text in places)
+    return pairs * min(left.total(), right.total())
 
 
 def _same(one: Sequence[bytes], other: Sequence[bytes]) -> int:
