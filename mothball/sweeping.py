@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """A job that does the rest of an effect. In the lane of its kind it joins one that somebody else asked for already."""
+    """A job that does the rest of an effect. In the lane of its kind it joins one that somebody else asked for already.
+
+    `lane` is None for one that joins none.
+    """
 
     task: str
     args: dict[str, Any]
-    lane: str
+    lane: str | None
 
 
 def effect(registry: Registry, planned: Planned, by: str, *, host_gone: bool = False) -> tuple[str, str, Request | None]:
@@ -44,10 +47,17 @@ def effect(registry: Registry, planned: Planned, by: str, *, host_gone: bool = F
         return "evicted", lifecycle.evict(facts, rule=decision.rule, detail=decision.detail, by=by, above=planned.limit), None
     if decision.action == "strand":
         answer = lifecycle.strand(facts, reason=decision.rule, by=by)
-        # What its producer left behind, however it ended.
-        left = Request("workspace.capture", {"workspace": facts.id}, "capture")
-        return "stranded", answer, left if answer == "done" else None
+        return "stranded", answer, _left_behind(registry, planned, by) if answer == "done" else None
     return "abandoned", lifecycle.abandon(facts, reason=decision.rule, by=by), None
+
+
+def _left_behind(registry: Registry, planned: Planned, by: str) -> Request:
+    """What its producer left behind, however it ended: a crash report has that captured as well (design, section 7)."""
+    workspace, why = planned.facts.id, planned.decision
+    if registry.settings.auto_crash_report == "off":
+        return Request("workspace.capture", {"workspace": workspace}, "capture")
+    about = {"title": f"stranded: {why.rule}", "error": why.detail, "package": False, "auto": True, "by": by}
+    return Request("workspace.crash_report", {"workspace": workspace, **about}, None)
 
 
 def _request(task: str, planned: Planned, by: str, **args: Any) -> Request:

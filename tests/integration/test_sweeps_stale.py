@@ -109,10 +109,23 @@ def test_heartbeats_that_end_without_goodbye_strand_it_and_its_state_is_captured
     [event] = fleet.events("workspace.stranded")
     assert (event.fields["workspace"], event.fields["reason"], event.fields["holders"]) == ("missed", "heartbeats", "agent-1")
     assert fleet.counters("stranded:") == {"stranded:heartbeats": 1}
-    assert [job.args for job in fleet.jobs("workspace.capture")] == [{"workspace": "missed"}]
+    assert fleet.jobs("workspace.capture") == []
+    [report] = fleet.jobs("workspace.crash_report")
+    assert report.args["workspace"] == report.workspace == "missed"
+    assert (report.args["title"], report.args["package"], report.args["auto"]) == ("stranded: heartbeats", False, True)
     fleet.age("missed", 2 * MINUTE)
     assert fleet.stale()["stranded"] == {}
-    assert len(fleet.jobs("workspace.capture")) == 1
+    assert len(fleet.jobs("workspace.crash_report")) == 1
+
+
+def test_without_automatic_reports_a_stranded_one_is_captured(make_fleet: Callable[..., Sweeping]) -> None:
+    fleet = make_fleet(auto_crash_report="off")
+    fleet.add("missed")
+    fleet.registry.presence.heartbeat("missed", "agent-1", 5 * SECOND)
+    fleet.age("missed", MINUTE)
+    assert fleet.stale()["stranded"] == {"heartbeats": 1}
+    assert [job.args for job in fleet.jobs("workspace.capture")] == [{"workspace": "missed"}]
+    assert fleet.jobs("workspace.crash_report") == []
 
 
 def test_d74_d72_a_stranded_one_is_abandoned_after_4_hours_and_then_evicted(fleet: Sweeping) -> None:
@@ -121,7 +134,7 @@ def test_d74_d72_a_stranded_one_is_abandoned_after_4_hours_and_then_evicted(flee
     fleet.registry.presence.heartbeat("w", "agent-1", SECOND)
     fleet.age("w", MINUTE)
     fleet.stale()
-    fleet.registry.jobs.cancel(fleet.jobs("workspace.capture")[0].id)
+    fleet.registry.jobs.cancel(fleet.jobs("workspace.crash_report")[0].id)
     since = fleet.registry.workspaces.get("w").state_since
     assert fleet.plan("stop", now=since + 4 * HOUR).items == []
     assert [item.decision.action for item in fleet.plan("stop", now=since + 4 * HOUR + 1).items] == ["abandon"]

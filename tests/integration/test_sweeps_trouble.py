@@ -129,7 +129,7 @@ def test_four_sweepers_at_once_ask_for_each_stop_once_and_strand_once(make_fleet
     assert sum(done["stranded"].get("heartbeats", 0) for done in results) == 30
     assert fleet.counters("stranded:") == {"stranded:heartbeats": 30}
     assert len(fleet.events("workspace.stranded")) == 30
-    assert len(fleet.jobs("workspace.stop")) == len(fleet.jobs("workspace.capture")) == 30
+    assert len(fleet.jobs("workspace.stop")) == len(fleet.jobs("workspace.crash_report")) == 30
 
 
 def test_what_changes_while_it_is_decided_is_left_alone(fleet: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
