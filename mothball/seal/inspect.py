@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, BinaryIO, Final
 
-from mothball.seal.age_header import Header, read_header
+from mothball.seal.age_header import Stanza, read_header
 from mothball.seal.age_scrypt import CHUNK, TAG
 from mothball.seal.armor import BEGIN, dearmored
 from mothball.seal.stim import MAGIC, read_stim_header, read_stim_layout
@@ -13,6 +13,8 @@ AGE: Final = b"age-encryption.org/"
 TRIX: Final = b"TRIX"
 MAX_SHOWN: Final = 64 * 1024
 """Largest header of a container that is shown, bytes."""
+_GREASE: Final = "-grease"
+"""Writers put random recipients of such a type in, so that readers learn to pass over what they do not know."""
 _NONCE: Final = 16
 _PIECE: Final = 1024**2
 
@@ -48,15 +50,14 @@ def _age(src: BinaryIO, *, armored: bool) -> dict[str, Any]:
         "version": 1,
         "armored": armored,
         "passphrase": header.passphrase,
-        "recipients": [_recipient(header, number) for number in range(len(header.stanzas))],
+        "recipients": [_recipient(stanza) for stanza in header.stanzas if not stanza.type.endswith(_GREASE)],
         "payload_size": payload,
         "clear_size": body - chunks * TAG if whole else None,
         "cut": not whole,
     }
 
 
-def _recipient(header: Header, number: int) -> dict[str, Any]:
-    stanza = header.stanzas[number]
+def _recipient(stanza: Stanza) -> dict[str, Any]:
     shown: dict[str, Any] = {"type": stanza.type}
     if stanza.type == "scrypt" and len(stanza.arguments) == 2 and stanza.arguments[1].isdecimal():  # noqa: PLR2004 -- salt, factor
         shown["work_factor"] = int(stanza.arguments[1])

@@ -15,6 +15,7 @@ import pytest
 from mothball.errors import AlreadyExists, InvalidParams, MothballError, NoSpace, OperationFailed, SealError
 from mothball.seal import age, age_scrypt, sealed
 from mothball.seal.sealed import check_choice, open_stim, seal_file, seal_stream, unseal_file, what_opens, write_stim
+from tests.unit.seal.keys import ssh_key
 
 CLEAR = bytes(range(256)) * 1000
 PASSPHRASE = b"correct horse"
@@ -363,3 +364,11 @@ def test_an_opened_file_gets_its_name_back(name: str, kind: sealed.Kind, opened:
 def test_a_name_that_says_nothing_needs_out(name: str, kind: sealed.Kind) -> None:
     with pytest.raises(MothballError, match="--out"):
         sealed.unsealed_name(Path("/x") / name, kind)
+
+
+def test_an_ssh_key_opens_what_was_sealed_to_it(clear: Path, tmp_path: Path) -> None:
+    private, public = ssh_key()
+    seal_file(clear, tmp_path / "s.age", recipients=[TO, public + " somebody@example.org"])
+    assert unseal_file(tmp_path / "s.age", identities=[private]).path.read_bytes() == CLEAR
+    with pytest.raises(SealError, match="none of the keys given"):
+        unseal_file(tmp_path / "s.age", tmp_path / "t", identities=[ssh_key()[0]])
