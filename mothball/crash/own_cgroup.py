@@ -6,6 +6,7 @@ without. Nothing is left: what the command leaves running moves to the cgroup th
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 import uuid
@@ -69,18 +70,20 @@ class OwnCgroup:
         folder = home / (_NAME + uuid.uuid4().hex[:16])
         folder.mkdir(0o755)
         self.folder, self._home = folder, home
+        if not (folder / "cgroup.procs").exists():
+            raise OSError(0, "it is no cgroup file system")
         if version == 1:
             if self.memory is not None:
-                (folder / "memory.limit_in_bytes").write_text(str(self.memory))
+                _put(folder / "memory.limit_in_bytes", str(self.memory))
                 with suppress(OSError):  # only where the kernel counts swap
-                    (folder / "memory.memsw.limit_in_bytes").write_text(str(self.memory))
+                    _put(folder / "memory.memsw.limit_in_bytes", str(self.memory))
         else:
             if not (folder / "memory.current").exists():
                 raise OSError(0, "the memory controller is not enabled for its children")
             if self.memory is not None:
-                (folder / "memory.max").write_text(str(self.memory))
+                _put(folder / "memory.max", str(self.memory))
                 with suppress(OSError):
-                    (folder / "memory.swap.max").write_text("0")
+                    _put(folder / "memory.swap.max", "0")
         # Whether a process may be moved there is known once one was.
         probe = [*self.command(["/bin/true"])]
         subprocess.run(
@@ -112,11 +115,20 @@ class OwnCgroup:
                 return
 
 
+def _put(file: Path, text: str) -> None:
+    """Write a file of the kernel's: one that is not there is not made."""
+    fd = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
 def _move(folder: Path, home: Path) -> None:
     with suppress(OSError):
         for pid in (folder / "cgroup.procs").read_text().split():
             with suppress(OSError):
-                (home / "cgroup.procs").write_text(pid)
+                _put(home / "cgroup.procs", pid)
 
 
 def _homes(mount: Path) -> Iterator[tuple[Path, int]]:
