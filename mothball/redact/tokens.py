@@ -136,14 +136,14 @@ _VALUE = re.compile(
     rb"""=?[>=:]?[ \t]{0,16}(?:
       \s{0,64}\\{0,3}(?:[A-Za-z@$]{1,2})?\\{0,3}(?:"((?:[^"\\\n\r]|\\[^\n"])*+) | '((?:[^'\\\n\r]|\\[^\n])*+) | `([^`\n]*+))
     | [|>][+-]?\r?\n[ \t]+([^\s]+)
-    | (?:&quot;|&\#3[49];|%2[27]|(?i:bearer|basic|token|apikey|digest|negotiate)[ \t]+)?([^\s"'`,;<>&|()\[\]{}\\]+))""",
+    | (?:&quot;|&\#3[49];|%2[27]|(?i:bearer|basic|token|apikey|digest|negotiate)[ \t]+)?([^\s\x00"'`,;<>&|()\[\]{}\\]+))""",
     re.VERBOSE,
 )
 _TYPED = re.compile(rb"[ \t]*+[A-Za-z_][\w.\[\], |?]*?[ \t]*=[ \t]*+(?![=>])")
 _TYPED_REACH = 64
 _PAIRED = re.compile(rb"""\s{0,40}\\?["']?[vV]alue\\?["']?[ \t]{0,8}[:=]""")
 _AFTER_QUOTE = b" \t\r\n,;}])#\\"
-_REST = rb"""[^\s"'`,;<>&|()\[\]{}\\]+"""
+_REST = rb"""[^\s\x00"'`,;<>&|()\[\]{}\\]+"""
 _QUOTED_REST = rb"""(?:[^"'`\\\n\r]|\\[^\n])+"""
 _LINE_REST = rb"""[^\r\n]+"""
 
