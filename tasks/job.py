@@ -26,6 +26,7 @@ from mothball.names import QUEUE_CONTROL, host_queue
 from mothball.registry import Adopt, Claim, Doorbell, Job, Registry
 from tasks import services
 from tasks.context import JobContext, LeaseKeeper, patiently
+from tasks.quiet import quiet_error, redacted_arguments
 from tasks.spec import JobSpec, build_spec
 
 log = structlog.stdlib.get_logger("mothball.job")
@@ -58,6 +59,7 @@ class JobTask(Task[Any, Any]):
     # Not Celery's 180 s: a countdown is a message held in one worker's memory. The record's lease spaces the runs.
     default_retry_delay = 0
     throws = (MothballError,)
+    Request = "tasks.quiet:QuietRequest"
 
     def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """In the main process, after a pool process died: free the job's lease at once instead of waiting for it to run out."""
@@ -75,8 +77,9 @@ def job_task(**options: Any) -> Callable[[F], F]:
 
     Options: ``name`` (family.verb), ``args`` (pydantic model that forbids extras), ``queue`` ('host' or 'control'),
     ``time_limit`` and ``soft_time_limit`` (seconds, or functions of the settings), ``lane`` (name, default none),
-    ``ignore_result`` (default False), ``blames`` (default True: the workspace remembers its failures). The function takes
-    ``(ctx: JobContext, args)`` and returns an `Outcome`; it stays directly callable, the Celery task is registered under its name.
+    ``ignore_result`` (default False), ``blames`` (default True: the workspace remembers its failures), ``secret`` (names of
+    arguments that are redacted before a plain producer's message becomes a record). The function takes ``(ctx: JobContext,
+    args)`` and returns an `Outcome`; it stays directly callable, the Celery task is registered under its name.
     """
 
     def declare(function: F) -> F:
@@ -126,8 +129,8 @@ class _Delivery:
     def handle(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         settings = self.services.settings
         # Our own doorbell comes after its record: when there is none, it has run out, and the job must not begin again.
-        adopt, refused = (None, None) if is_doorbell(self.task.request) else self._adoption(args, kwargs)
         try:
+            adopt, refused = (None, None) if is_doorbell(self.task.request) else self._adoption(args, kwargs)
             claim = patiently(
                 lambda: self.jobs.claim(
                     self.job_id, host=settings.host, worker=worker_name(self.task.request),
@@ -151,7 +154,9 @@ class _Delivery:
         except InvalidParams as error:
             return Adopt(task=self.spec.name, args={}, workspace=None), error
         queue = host_queue(host) if host is not None else QUEUE_CONTROL
-        return Adopt(task=self.spec.name, args=dict(kwargs), workspace=self.spec.workspace_of(parsed), queue=queue), None
+        here, names = self.services, self.spec.secret
+        kept = patiently(lambda: redacted_arguments(names, kwargs, here.settings, here.registry))
+        return Adopt(task=self.spec.name, args=kept, workspace=self.spec.workspace_of(parsed), queue=queue), None
 
     def _not_run(self, claim: Claim) -> dict[str, Any]:
         job = claim.job
@@ -240,6 +245,7 @@ class _Delivery:
         return outcome.result
 
     def _fail(self, fence: int, error: MothballError, *, retryable: bool) -> dict[str, Any]:
+        error = quiet_error(error)
         try:
             failed = patiently(
                 lambda: self.jobs.fail(
@@ -253,7 +259,7 @@ class _Delivery:
         if failed.state == "queued":
             self._store(lambda: self.task.update_state(state=states.RETRY, meta=error))
             raise Ignore("will be retried")
-        raise error
+        raise error from None  # what it came from may quote a secret, and Celery keeps the traceback
 
     def _cancelled(self, fence: int) -> NoReturn:
         try:

@@ -34,7 +34,7 @@ WorkspaceId = Annotated[str, AfterValidator(_workspace_id)]
 """The id of a workspace, as an argument of a task."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*\Z")
 _REQUIRED = ("name", "args", "queue", "time_limit", "soft_time_limit")
-_OPTIONAL = {"lane": None, "ignore_result": False, "blames": True}
+_OPTIONAL = {"lane": None, "ignore_result": False, "blames": True, "secret": ()}
 _SHOWN_PROBLEMS = 5
 
 
@@ -59,6 +59,8 @@ class JobSpec:
     ignore_result: bool
     blames: bool
     """Whether the workspace remembers this job's failures (Q-07). A restore that finds its target taken says nothing of it."""
+    secret: tuple[str, ...]
+    """Arguments that may hold secrets: redacted before a message of a plain producer becomes a record."""
     function: Callable[..., Any]
 
     def limits(self, settings: Settings) -> Limits:
@@ -170,6 +172,12 @@ def build_spec(function: Callable[..., Any], options: Mapping[str, Any], taken: 
     for option in ("ignore_result", "blames"):
         if not isinstance(given[option], bool):
             raise TypeError(f"task {name}: {option} must be True or False, not {given[option]!r}")
+    if not isinstance(given["secret"], tuple) or not all(isinstance(each, str) for each in given["secret"]):
+        raise TypeError(f"task {name}: secret must be a tuple of argument names, not {given['secret']!r}")
+    if missing := [each for each in given["secret"] if each not in model.model_fields]:
+        raise TypeError(f"task {name}: secret names {', '.join(missing)}, which {model.__name__} does not have")
+    if kept := {"workspace", "host"}.intersection(given["secret"]):
+        raise TypeError(f"task {name}: {', '.join(sorted(kept))} says where the job runs and cannot be secret")
     if len(inspect.signature(function).parameters) != 2:  # noqa: PLR2004 - (ctx, args)
         raise TypeError(f"task {name}: its function takes (ctx, args) and nothing else")
     return JobSpec(function=function, **{**given, "name": name})

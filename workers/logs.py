@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import MutableMapping
 from typing import Any
@@ -11,15 +10,10 @@ from typing import Any
 import structlog
 from celery import signals
 
+from mothball.redact.key import masked
 from mothball.settings import Settings
 
-_URL_SECRET = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/\s'\"]*@")
 _NOISY = ("amqp", "kombu.connection", "asyncio")
-
-
-def hide_secrets(text: str) -> str:
-    """`text` with the credentials of every URL in it replaced by ``***``."""
-    return _URL_SECRET.sub(r"\g<scheme>***@", text)
 
 
 def connect(settings: Settings) -> None:
@@ -65,14 +59,10 @@ def setup(settings: Settings) -> None:
 
 
 def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {key: _hidden(value) for key, value in event.items()}
+    hidden: MutableMapping[str, Any] = masked({key: _plain(value) for key, value in event.items()})
+    return hidden
 
 
-def _hidden(value: Any) -> Any:
-    if isinstance(value, str):
-        return hide_secrets(value)
-    if isinstance(value, (list, tuple)):
-        return [_hidden(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _hidden(item) for key, item in value.items()}
-    return value
+def _plain(value: Any) -> Any:
+    """What a renderer would turn into text only behind the masking (an exception, a path), as text now."""
+    return value if value is None or isinstance(value, (str, int, float, list, tuple, dict)) else str(value)

@@ -254,7 +254,7 @@ def test_log_lines_hide_credentials_wherever_they_stand(form: Any, capsys: pytes
         root.setLevel(level)
         structlog.reset_defaults()
     assert "hunter2" not in printed
-    assert printed.count("redis://***@10.0.0.1:6379/0") >= 5
+    assert printed.count("redis://user:[redacted:url]@10.0.0.1:6379/0") >= 5
     if form == "json":
         assert all(json.loads(line)["level"] for line in printed.splitlines())
 
