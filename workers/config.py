@@ -160,8 +160,8 @@ def settings_env(settings: Settings) -> dict[str, str]:
         elif isinstance(value, bool):
             text = "true" if value else "false"
         elif isinstance(value, tuple):
-            # Registries have ports: they are separated by ',' and folders by ':'.
-            text = ("," if name == "insecure_registries" else ":").join(str(part) for part in value)
+            # Registries have ports: folders alone are separated by ':'.
+            text = (":" if name == "workspace_roots" else ",").join(str(part) for part in value)
         else:
             text = str(value)
         env[f"MOTHBALL_{name.upper()}"] = text
