@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import Any, Final
 
 import msgspec
@@ -69,4 +70,4 @@ class Packaged(msgspec.Struct, frozen=True):
     bytes: int
     sealed: bool
     facts: PackageFacts
-    report: bytes
+    report: builtins.bytes

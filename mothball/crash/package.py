@@ -36,6 +36,8 @@ from mothball.store.tarhead import BLOCK, header, padded
 from mothball.store.tree import Tree
 
 if TYPE_CHECKING:
+    from io import BufferedRandom
+
     from mothball.package.rootfs import RootEntry
     from mothball.redact.engine import Redactor
     from mothball.redact.rescan import Finding
@@ -204,6 +206,7 @@ class _Package:
         def progress(**done: Any) -> None:
             self._tick(step=step, **done)
 
+        progress(entries=0, bytes=0)
         packer = Packer(self._tree, out, self._redactor, binaries=self._binaries, sync=self._sync, progress=progress)
         name = None if base is None else f"{self._redactor.text(base.reference)} {base.digest}"
         facts = packer.run(() if base is None else base.entries(), name)
@@ -311,7 +314,7 @@ def _pwrite(fd: int, data: bytes, place: int) -> None:
 
 def _digest(file: BinaryIO) -> str:
     file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.file_digest(cast("BufferedRandom", file), "sha256").hexdigest()
 
 
 @contextmanager
