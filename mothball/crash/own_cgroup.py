@@ -1,11 +1,13 @@
 """A cgroup of its own for one command: its memory limit, and figures that are nobody else's. Versions 1 and 2.
 
 Where none can be made (no rights, no memory controller, a read-only mount) `OwnCgroup.why_not` says so, and the command runs
-without. Nothing is left: what the command leaves running moves to the cgroup this process is in, and the folder goes.
+without. Nothing is left: what the command leaves running moves to the cgroup this process is in, and the folder goes. That of a
+process which was killed goes when the next one is made.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import time
@@ -18,10 +20,13 @@ from typing import Any, Final, Self
 from mothball.crash import cgroup
 from mothball.crash.cgroup import MOUNT
 from mothball.errors import MothballError
+from mothball.store.below import FOLDER_FLAGS
 
 _NAME: Final = "mothball-exec-"
 _PROBE_SECONDS: Final = 5.0
 _GO_SECONDS: Final = 2.0
+_STALE_SECONDS: Final = 60.0
+"""A folder so young may be one that somebody is just making, and has not locked yet."""
 _JOIN: Final = 'echo 0 > "$0" && exec "$@"'
 """A shell joins and becomes the command: it never runs a moment outside, and no code of ours runs between fork and exec."""
 
@@ -36,6 +41,7 @@ class OwnCgroup:
         self.why_not = ""
         self._mount = mount
         self._home: Path | None = None
+        self._lock = -1
 
     def __enter__(self) -> Self:
         reasons: list[str] = []
@@ -67,9 +73,13 @@ class OwnCgroup:
             return None
 
     def _make(self, home: Path, version: int) -> None:
+        _sweep(home)
         folder = home / (_NAME + uuid.uuid4().hex[:16])
         folder.mkdir(0o755)
         self.folder, self._home = folder, home
+        # As long as this process lives nobody takes the folder for one that was left behind.
+        self._lock = os.open(folder, FOLDER_FLAGS)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (folder / "cgroup.procs").exists():
             raise OSError(0, "it is no cgroup file system")
         if version == 1:
@@ -97,6 +107,9 @@ class OwnCgroup:
 
     def _remove(self) -> None:
         folder, home, self.folder, self._home = self.folder, self._home, None, None
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
         if folder is None or home is None:
             return
         end = time.monotonic() + _GO_SECONDS
@@ -113,6 +126,20 @@ class OwnCgroup:
                 time.sleep(0.01)
             else:
                 return
+
+
+def _sweep(home: Path) -> None:
+    """Remove what a killed process left: empty (else the kernel refuses), locked by nobody, and not of this moment."""
+    with suppress(OSError):
+        for folder in home.glob(f"{_NAME}*"):
+            with suppress(OSError):
+                fd = os.open(folder, FOLDER_FLAGS)
+                try:
+                    if time.time() - os.fstat(fd).st_mtime > _STALE_SECONDS:
+                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        folder.rmdir()
+                finally:
+                    os.close(fd)
 
 
 def _put(file: Path, text: str) -> None:
