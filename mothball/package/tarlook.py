@@ -10,6 +10,8 @@ from mothball.package.tarread import BLOCK, TarMember, TarReader
 
 REPORT: Final = b"report.json"
 MAX_REPORT: Final = 64 * 1024**2
+_SHOWN: Final = 300
+_ARGS: Final = 50
 _SCHEMA: Final = "dev.mothball.crash-report/"
 
 
@@ -49,8 +51,10 @@ def look(src: BinaryIO, what: str) -> dict[str, Any]:
     if ours:
         found["report"] = _summary(report)
     if bundle:
-        found["oci_version"] = config.get("ociVersion")
-        found["args"] = (config.get("process") or {}).get("args") if isinstance(config.get("process"), dict) else None
+        process = config.get("process")
+        args = process.get("args") if isinstance(process, dict) else None
+        found["oci_version"] = _plain(config.get("ociVersion"))
+        found["args"] = [_plain(each) for each in args[:_ARGS]] if isinstance(args, list) else None
     return found
 
 
@@ -70,7 +74,7 @@ def _summary(report: dict[str, Any]) -> dict[str, Any]:
         value = report.get(name)
         return value if isinstance(value, dict) else {}
 
-    return {
+    found = {
         "schema": report.get("schema"),
         "id": report.get("id"),
         "time": report.get("time"),
@@ -83,3 +87,11 @@ def _summary(report: dict[str, Any]) -> dict[str, Any]:
         "files": part("package").get("files"),
         "redactions": part("redactions").get("total"),
     }
+    return {name: _plain(value) for name, value in found.items()}
+
+
+def _plain(value: Any) -> str | int | None:
+    """`value` when it can be shown as it is, cut to what one line holds; None for anything else somebody put there."""
+    if isinstance(value, str):
+        return value[:_SHOWN]
+    return value if isinstance(value, int) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -19,7 +20,7 @@ VERSION: Final = 2
 MAX_HEADER: Final = 16 * 1024**2
 """Largest header that is read, bytes (B-126)."""
 MAX_PART: Final = 512 * 1024**2
-"""Largest part that is written or read, bytes: each has one authentication tag and so has to be in memory as a whole, up to three
+"""Largest part that is written or read, bytes: each has one authentication tag and so has to be in memory as a whole, up to four
 times at the peak."""
 NONCE: Final = 24
 TAG: Final = 16
@@ -77,7 +78,7 @@ def pack_with_nonces(out: BinaryIO, config: bytes, rootfs: bytes, password: byte
                 size=len(part),
                 limit=MAX_CLEAR,
             )
-    sealed_config = _seal(key, first, config)
+    sealed_config = first + _encrypt(key, first, config)
     sizes = {"config_size": len(sealed_config), "rootfs_size": len(rootfs) + OVERHEAD}
     header = json.dumps(
         {**sizes, "encryption_algorithm": "chacha20poly1305", "tim": True, "version": "1.0"}, sort_keys=True, separators=(",", ":")
@@ -87,9 +88,10 @@ def pack_with_nonces(out: BinaryIO, config: bytes, rootfs: bytes, password: byte
         size += len(data)
         out.write(data)
     out.write(sealed_config)
-    sealed_rootfs = _seal(key, second, rootfs)
-    out.write(sealed_rootfs)
-    return size + len(sealed_config) + len(sealed_rootfs)
+    out.write(second)
+    body = _encrypt(key, second, rootfs)
+    out.write(body)
+    return size + len(sealed_config) + NONCE + len(body)
 
 
 def unpack_stim(src: BinaryIO, password: bytes) -> tuple[bytes, bytes]:
@@ -101,8 +103,8 @@ def unpack_stim(src: BinaryIO, password: bytes) -> tuple[bytes, bytes]:
         if size > MAX_PART:
             raise Oversize(f"{name} has {size} bytes; at most {MAX_PART} are opened in memory here", size=size, limit=MAX_PART)
     src.seek(layout.start)
-    config = _open(key, _exactly(src, layout.config), "config.json")
-    return config, _open(key, _exactly(src, layout.rootfs), "rootfs")
+    config = _open(key, src, layout.config, "config.json")
+    return config, _open(key, src, layout.rootfs, "rootfs")
 
 
 def read_stim_header(src: BinaryIO, magic: bytes = MAGIC) -> StimHeader:
@@ -150,12 +152,20 @@ def read_stim_layout(src: BinaryIO, header: StimHeader) -> StimLayout:
 
 def _fields(text: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        # What is no JSON (NaN, 1e999) is read by some and would make JSON of ours that others cannot read.
+        fields = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         raise _undecoded("its header is not JSON") from None
     if not isinstance(fields, dict):
         raise _undecoded("its header is not a JSON object")
     return fields
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def _check_sum(src: BinaryIO, header: StimHeader) -> None:
@@ -186,11 +196,11 @@ def _exactly(src: BinaryIO, count: int) -> bytes:
 
 def obfuscated(nonce: bytes, data: bytes) -> bytes:
     """B-123: `data` XORed with SHA-256(nonce + counter) block by block; twice is once undone. It protects nothing."""
-    out = bytearray()
+    out = bytearray(data)
     start = hashlib.sha256(nonce)
     number = 0
-    for place in range(0, len(data), _PIECE):
-        piece = data[place : place + _PIECE]
+    for place in range(0, len(out), _PIECE):
+        piece = out[place : place + _PIECE]
         blocks = []
         for _ in range(0, len(piece), _BLOCK):
             block = start.copy()
@@ -198,24 +208,25 @@ def obfuscated(nonce: bytes, data: bytes) -> bytes:
             blocks.append(block.digest())
             number += 1
         stream = b"".join(blocks)[: len(piece)]
-        out += (int.from_bytes(piece, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(piece), "big")
+        out[place : place + _PIECE] = (int.from_bytes(piece, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(piece), "big")
     return bytes(out)
 
 
-def _seal(key: bytes, nonce: bytes, clear: bytes) -> bytes:
+def _encrypt(key: bytes, nonce: bytes, clear: bytes) -> bytes:
     from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt as seal
 
-    return nonce + seal(obfuscated(nonce, clear), None, nonce, key)
+    return seal(obfuscated(nonce, clear), None, nonce, key)
 
 
-def _open(key: bytes, part: bytes, name: str) -> bytes:
+def _open(key: bytes, src: BinaryIO, size: int, name: str) -> bytes:
     from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt as opened
     from nacl.exceptions import CryptoError
 
-    if len(part) < OVERHEAD:
-        raise SealError(f"decryption failed (wrong password?): {name} has {len(part)} bytes, which is too few")
+    if size < OVERHEAD:
+        raise SealError(f"decryption failed (wrong password?): {name} has {size} bytes, which is too few")
+    nonce = _exactly(src, NONCE)
     try:
-        clear = opened(part[NONCE:], None, part[:NONCE], key)
+        clear = opened(_exactly(src, size - NONCE), None, nonce, key)
     except CryptoError:
         raise SealError(f"decryption failed (wrong password?): {name} does not open, or it is damaged") from None
-    return obfuscated(part[:NONCE], clear)
+    return obfuscated(nonce, clear)

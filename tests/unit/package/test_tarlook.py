@@ -63,6 +63,16 @@ def test_a_report_that_lies_about_its_form_is_an_answer_all_the_same(part: str) 
     assert found["args"] is None
 
 
+def test_what_somebody_put_in_place_of_a_text_is_not_repeated() -> None:
+    report = json.dumps({**REPORT, "id": [["x"] * 100], "time": 1e300, "error": {"title": "t" * 10_000}}).encode()
+    config = json.dumps({"ociVersion": {}, "process": {"args": ["a" * 1000, {}, *("b" * 100)]}}).encode()
+    found = seen(tar_of(member("config.json", config), member("report.json", report), member("rootfs", **FOLDER)))
+    assert (found["report"]["id"], found["report"]["time"], found["oci_version"]) == (None, None, None)
+    assert len(found["report"]["title"]) == 300
+    assert found["args"][:3] == ["a" * 300, None, "b"]
+    assert len(found["args"]) == 50
+
+
 def test_a_package_that_is_cut_is_damaged() -> None:
     whole = tar_of(member("config.json", CONFIG), member("rootfs/a", b"x" * 5000))
     with pytest.raises(Corrupt):

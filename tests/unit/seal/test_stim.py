@@ -174,6 +174,8 @@ def test_b120_a_checksum_that_cannot_be_computed_is_refused(fields: dict[str, An
         (b"STIM\x02\0\0\0\x02[]", "not a JSON object"),
         (b"STIM\x02\0\0\0\x02{]", "not JSON"),
         (b"STIM\x02\0\0\0\x02\xff\xff", "not JSON"),
+        (b'STIM\x02\0\0\0\x09{"a":NaN}', "not JSON"),
+        (b'STIM\x02\0\0\0\x0b{"a":1e999}', "not JSON"),
     ],
 )
 def test_b126_a_bad_container_says_what_is_wrong(data: bytes, cause: str) -> None:
