@@ -109,9 +109,9 @@ class CrashCalls(Connected):
         """
         args = self.crash_arguments(
             workspace, error=error, title=title, exit_code=exit_code, signal=signal, command=command, log=log, env=env,
-            cgroup=cgroup, pid=pid,
+            cgroup=cgroup, pid=pid, by=by,
         )  # fmt: skip
-        args |= {"since": since, "package": package, "binaries": binaries, "base": base, "capture": capture, "by": by}
+        args |= {"since": since, "package": package, "binaries": binaries, "base": base, "capture": capture}
         return CrashJob(self, self.submit(REPORT_TASK, args, workspace=workspace).job.id)
 
     def crash_arguments(
@@ -127,6 +127,7 @@ class CrashCalls(Connected):
         env: Mapping[str, str] | None = None,
         cgroup: str | Mapping[str, Any] | None = None,
         pid: int | None = None,
+        by: str = "",
     ) -> dict[str, Any]:
         """What `crash_report` sends of a failure: checked, clipped, and with nothing secret in it. Raises `InvalidParams`."""
         from mothball.crash.given import ended
@@ -143,7 +144,7 @@ class CrashCalls(Connected):
         text = redactor.text(clean(error))
         args: dict[str, Any] = {
             "workspace": check_workspace_id(workspace), "error": _fitting(clip(text).text),
-            "title": one_line(redactor.text(clean(title))),
+            "title": one_line(redactor.text(clean(title))), "by": one_line(redactor.text(clean(by))),
             "exit_code": how.code, "signal": how.signal, "log": log, "pid": pid,
             "cgroup": cgroup if cgroup is None or isinstance(cgroup, str) else redactor.document(dict(cgroup)),
         }  # fmt: skip

@@ -203,6 +203,8 @@ class _Filing:
             return self._result(same, capture, repeated=True)
         self._learn(capture.digest)
         document = self._document(draft, given, sign, capture, git, left_out)
+        # A run that died later than here left files under the name that it gave them: they are replaced, not added to.
+        document["id"] = patiently(lambda: self.crashes.name(ctx.job.id, ctx.fence, document["id"]))
         packaged = self._package(document, capture) if self.args.package else None
         artifact = self._publish(document, packaged, capture)
         record = Crash(
