@@ -90,8 +90,8 @@ def retain_reports(ctx: JobContext, args: CrashRetainArgs) -> Outcome:
         ctx.checkpoint(step, **counts)
 
     done = retain(_store(ctx), ctx.registry, ctx.settings, dry_run=args.dry_run, each=each)
-    for name, error in done.failed:
-        log.warning("a crash report was kept", report=name, error=error)
+    for note in done.failed:
+        log.warning("a crash report was kept", report=note.report, error=note.reason)
     log.info("crash reports retained", reports=done.reports, removed=done.removed, dry_run=args.dry_run)
     return Outcome(result=done.to_dict())
 

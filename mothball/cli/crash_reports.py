@@ -305,13 +305,13 @@ def retain(
 
 
 def _print_retained(result: dict[str, Any]) -> None:
-    for name, why in result["taken"]:
-        line(escape(f"{name}  {why}"))
+    for each in result["taken"]:
+        line(escape(f"{each['report']}  {each['reason']}"))
     for title in ("found", "lost", "without_package", "orphans"):
         for name in result[title]:
             line(escape(f"{name}  {title.replace('_', ' ')}"))
-    for name, error in result["failed"]:
-        note(f"failed: {name}: {error}")
+    for each in result["failed"]:
+        note(f"failed: {each['report']}: {each['reason']}")
     what = "would go" if result["dry_run"] else "deleted"
     size = human_bytes(result["removed_bytes"])
     line(f"{result['removed']:,} of {result['reports']:,} crash reports {what}, {size}")

@@ -31,6 +31,13 @@ _ALL: Final = 10**9
 Each = Callable[..., None]
 
 
+class Note(msgspec.Struct, frozen=True):
+    """A report and what is said of it: why it went, or what is wrong with it."""
+
+    report: str
+    reason: str
+
+
 class Retained(msgspec.Struct, kw_only=True):
     """What was deleted (a dry run: would be) and what was brought together again; the lists have at most 100 entries each."""
 
@@ -39,8 +46,8 @@ class Retained(msgspec.Struct, kw_only=True):
     reports: int = 0
     removed: int = 0
     removed_bytes: int = 0
-    taken: list[tuple[str, str]] = []
-    """(id, why): ``age``, ``count``, ``bytes``, or ``deleted`` for a deletion that was begun before."""
+    taken: list[Note] = []
+    """Why each went: ``age``, ``count``, ``bytes``, or ``deleted`` for a deletion that was begun before."""
     found: list[str] = []
     """Reports of the store that the registry did not know (any more)."""
     lost: list[str] = []
@@ -49,7 +56,7 @@ class Retained(msgspec.Struct, kw_only=True):
     """Reports whose package is gone."""
     orphans: list[str] = []
     """Packages that belonged to nothing."""
-    failed: list[tuple[str, str]] = []
+    failed: list[Note] = []
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -94,11 +101,11 @@ def _take(store: Store, registry: Registry, settings: Settings, record: Crash, w
         if not dry_run and not delete(store, registry, settings, record, reason=why, by="retention"):
             return
     except (MothballError, OSError) as error:
-        _note(out.failed, (record.id, str(error)[:300]))
+        _note(out.failed, Note(record.id, str(error)[:300]))
         return
     out.removed += 1
     out.removed_bytes += record.bytes
-    _note(out.taken, (record.id, why))
+    _note(out.taken, Note(record.id, why))
 
 
 def heal(
@@ -149,7 +156,7 @@ def _refs(store: Store, out: Retained) -> Iterator[tuple[str, Ref]]:
         try:
             layout = view.layout(folder)
         except (MothballError, OSError) as error:
-            _note(out.failed, (folder.name, str(error)[:300]))
+            _note(out.failed, Note(folder.name, str(error)[:300]))
             continue
         for ref in layout.refs:
             workspace = ref.get("workspace") or layout.workspace
@@ -167,7 +174,7 @@ def _adopt(
         if dry_run or registry.crashes.adopt(record):
             _note(out.found, record.id)
     except (MothballError, OSError, KeyError, TypeError, ValueError) as error:
-        _note(out.failed, (ref.name, str(error)[:300]))
+        _note(out.failed, Note(ref.name, str(error)[:300]))
 
 
 def record_of(store: Store, host: str, workspace: str, ref: Ref, package: PackageFile | None) -> Crash:
