@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mothball import errors
+from mothball.cli.ending import tidy_end
 from mothball.cli.output import JsonFlag, emit_json, line, note, pairs
 from mothball.cli.text import escape, human_bytes, printable
 
@@ -82,7 +83,7 @@ def seal(
         return
     check_choice(to or [], with_passphrase=asks, remove=remove)  # before anybody is asked for anything
     secret = _passphrase(passphrase_file, twice=True) if asks else None
-    with _progress("seal", hidden=json) as progress:
+    with tidy_end(), _progress("seal", hidden=json) as progress:
         sealed = seal_file(file, out, recipients=to or [], passphrase=secret, remove=remove, progress=progress)
     _said(sealed, json=json)
     if sealed.removed and not json:
@@ -105,7 +106,8 @@ def _seal_stim(file: Path, out: Path | None, passphrase_file: str | None, *, jso
         with open_source(place) as source:
             parts = parts_of_tar(source.file, str(place), MAX_CLEAR)
             source.check_unchanged()
-    sealed = write_stim(target, parts.config, parts.rootfs, secret)
+    with tidy_end():
+        sealed = write_stim(target, parts.config, parts.rootfs, secret)
     for name in parts.left_out:
         note(f"note: {name} is left out; a .stim has config.json and regular files, folders and links below rootfs only")
     _said(sealed, json=json, left_out=list(parts.left_out))
@@ -149,7 +151,7 @@ def unseal(
         if not json and b'"ociVersion"' not in config:
             note("note: its config.json is no OCI runtime spec, so runc refuses the bundle; its files are below rootfs/")
         return
-    with _progress("unseal", hidden=json) as progress:
+    with tidy_end(), _progress("unseal", hidden=json) as progress:
         keys = [_small(path, MAX_IDENTITY) for path in identity or []]
         _said(unseal_file(file, target, identities=keys, passphrase=secret, progress=progress), json=json)
 
@@ -158,7 +160,7 @@ def _bundle_tar(target: Path, write: Callable[[Any], object]) -> Sealed:
     from mothball.seal.newfile import new_file
     from mothball.seal.sealed import described
 
-    with new_file(target) as tar:
+    with tidy_end(), new_file(target) as tar:
         write(tar)
         return described(target, tar)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mothball import errors
+from mothball.cli.ending import tidy_end
 from mothball.cli.local import hosted, load_settings, local_store
 from mothball.cli.output import JsonFlag, emit_json, line
 from mothball.cli.session import open_fleet
@@ -64,31 +64,11 @@ def export(
     if push is not None:
         _push(workspace, ref, push, no_wait=no_wait, timeout=timeout, json=json)
         return
-    with _tidy_end():
+    with tidy_end():
         if tar is not None:
             _tar(workspace, ref, tar, compression="gzip" if gzip else "zstd" if zstd else "", json=json)
         else:
             _image(workspace, ref, oci, oci_archive, name=name, gzip=gzip, json=json)
-
-
-@contextmanager
-def _tidy_end() -> Iterator[None]:
-    """A request to end (a service manager's, a closed terminal's) ends an export as Ctrl-C does: what it had begun is removed."""
-
-    def end(number: int, _frame: object) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)  # the second must not interrupt the tidying
-        raise SystemExit(128 + number)
-
-    before = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                before[number] = signal.signal(number, end)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _push(workspace: str, ref: str, to: str, *, no_wait: bool, timeout: str | None, json: bool) -> None:
