@@ -44,7 +44,8 @@ def execute(
     """Run a command in a workspace's directory, and file a crash report when it fails.
 
     The workspace is in use while it runs. Its output passes through, signals are passed on, and the exit code is its own (128 and
-    the number for a signal). A failure that somebody asked for (Ctrl-C, kill) files no report.
+    the number for a signal). A failure that somebody asked for (Ctrl-C, kill) files no report. MOTHBALL_* variables do not reach
+    the command: with the fleet's password, what runs in a workspace could change every other one.
     """
     from mothball.crash.watch import find, watch
 
@@ -63,12 +64,16 @@ def execute(
             # Until the report is filed: a workspace whose command has just crashed is not idle.
             stack.enter_context(fleet.active(workspace))
             file = stack.enter_context(_open_log(log)) if log is not None else None
-            ended = watch(command, cwd=place, memory=limit, log=file)
+            ended = watch(command, cwd=place, env=_environment(), memory=limit, log=file)
             if limit is not None and ended.no_cgroup:
                 note(f"note: it ran without the memory limit: {ended.no_cgroup}")
             if ended.failed and not no_report:
                 _report(fleet, workspace, command, ended, log)
         return ended.status
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("MOTHBALL_")}
 
 
 def _directory(fleet: Fleet, record: Workspace) -> Path:
@@ -99,7 +104,7 @@ def _report(fleet: Fleet, workspace: str, command: list[str], ended: Watched, lo
             exit_code=ended.exit_code,
             signal=ended.signal,
             command=command,
-            env=dict(os.environ),
+            env=_environment(),
             cgroup=ended.cgroup,
             log=None if log is None else str(log.absolute()),
             by=who(""),

@@ -18,11 +18,12 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from mothball.crash import cgroup, logtail, processes
+from mothball.crash import cgroup, logtail
+from mothball.crash import processes as processes_in
 from mothball.crash.given import Ended, Given, ended
 from mothball.crash.text import clean
 from mothball.errors import InvalidParams, MothballError
-from mothball.runtime import Driver
+from mothball.runtime import Driver, proc
 from mothball.settings import Settings
 
 __all__ = ["Given", "collect", "exit_facts"]
@@ -30,7 +31,8 @@ __all__ = ["Given", "collect", "exit_facts"]
 PART_SECONDS: Final = 4.0
 TOTAL_SECONDS: Final = 8.0
 MAX_VALUE: Final = 4096
-"""Longest value of an environment variable that is kept, characters."""
+"""Longest value of an environment variable that is kept, characters. Of a longer one the length is told: half a secret is no shape
+that a redaction rule knows."""
 _MAX_ENVIRON: Final = 1024**2
 _KILL: Final = 9
 _KILLED_CODE: Final = 137
@@ -54,12 +56,12 @@ def collect(given: Given, *, workspace: Subject, settings: Settings, driver: Dri
 
     Parts: exit, cgroup, log, processes, environment, runtime, host. One that could not be had is ``{"error": why}``.
     """
-    pid = given.pid if given.pid is not None else _runtime_pid(workspace.runtime)
+    pid, stranger = _process(given.pid, workspace.runtime, root)
     parts: dict[str, Callable[[], Part | None]] = {
         "cgroup": lambda: cgroup.of(given.cgroup, pid),
         "runtime": lambda: _runtime(driver),
-        "processes": lambda: processes.living(root, pid),
-        "environment": lambda: _environment(given, pid, settings.crash_env),
+        "processes": lambda: processes_in.living(root, pid),
+        "environment": lambda: _environment(given, pid, settings.crash_env, stranger),
         "log": lambda: None if given.log is None else logtail.tail(given.log, root=root, settings=settings),
         "host": lambda: _host(settings, root),
     }
@@ -136,9 +138,29 @@ def _safely(part: Callable[[], Part | None]) -> Part | None:
         return {"error": clean(f"{type(error).__name__}: {error}")[:1000]}
 
 
+def _process(given: int | None, runtime: Mapping[str, Any], root: Path) -> tuple[int | None, str]:
+    """The process to look at, and why the `given` one is not: whoever files a report must not look into any process of the host.
+
+    It works in the workspace, or it is the runtime's or one that it started. Without a `given` one it is the runtime's.
+    """
+    known = _runtime_pid(runtime)
+    if given is None or given == known:
+        return known, ""
+    processes = proc.everything()
+    found = processes.get(given)
+    if found is None:
+        return None, f"there is no process {given} any more"
+    leader = processes.get(known) if known is not None else None
+    if processes_in.works_in(given, root) or (leader is not None and given in proc.grown([leader.key], processes)):
+        return given, ""
+    return None, f"process {given} ({found.name}) does not work in the workspace and does not belong to its runtime"
+
+
 def _runtime_pid(runtime: Mapping[str, Any]) -> int | None:
+    """The process of a handle while it lives: a pid that somebody else has now is not it."""
     pid = runtime.get("pid") if runtime.get("driver") == "process" else None
-    return pid if isinstance(pid, int) and pid > 1 else None
+    found = proc.read(pid) if isinstance(pid, int) and pid > 1 else None
+    return found.pid if found is not None and found.started == runtime.get("start_time", found.started) else None
 
 
 def _runtime(driver: Driver | None) -> Part:
@@ -154,15 +176,17 @@ def _runtime(driver: Driver | None) -> Part:
     return out
 
 
-def _environment(given: Given, pid: int | None, allowed: tuple[str, ...]) -> Part:
+def _environment(given: Given, pid: int | None, allowed: tuple[str, ...], stranger: str) -> Part:
     """The variables that the setting ``crash_env`` names; of the others only how many there were."""
     source, env = "given", given.env
     if env is None:
+        if stranger:
+            return {"error": stranger}
         if pid is None:
             return {"source": "none", "variables": {}, "left_out": 0}
         source, env = "process", _environ(pid)
     kept = {
-        name: value[:MAX_VALUE]
+        name: value if len(value) <= MAX_VALUE else f"[{len(value)} characters]"
         for name, value in sorted(env.items())
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)
     }

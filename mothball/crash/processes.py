@@ -30,6 +30,11 @@ def living(root: Path, pid: int | None) -> dict[str, Any]:
     return {"count": len(chosen), "listed": [_facts(each, depth) for each, depth in listed[:MOST]]}
 
 
+def works_in(pid: int, root: Path) -> bool:
+    """True when the working directory of process `pid` is `root` or lies below it."""
+    return _inside(proc.cwd(pid), str(root.resolve()))
+
+
 def _inside(cwd: str, place: str) -> bool:
     cwd = cwd.removesuffix(" (deleted)")
     return cwd == place or cwd.startswith(place + "/")

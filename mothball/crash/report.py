@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "dev.mothball.crash-report/1"
 MOST_OMISSIONS: Final = 1000
+_LONG_TITLE: Final = 2000
+"""A title is cut when it has no secrets any more: half a secret is no shape that a rule knows."""
 MOST_REPOSITORIES: Final = 50
 _PSEUDONYM = re.compile(r"\[redacted:([A-Za-z0-9._-]{1,64})(?::[0-9a-f]{12})?\]")
 _MADE = ("id", "package", "redactions")
@@ -85,7 +87,7 @@ def build(
         "time": datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "workspace": {name: getattr(workspace, name) for name in _WORKSPACE},
         "error": {
-            "title": one_line(given.title) or signature.title,
+            "title": one_line(given.title, _LONG_TITLE) or signature.title,
             "text": error.text,
             "truncated": error.truncated or given.error_bytes > error.bytes,
             "bytes": max(error.bytes, given.error_bytes),
@@ -111,6 +113,7 @@ def finish(document: Mapping[str, Any], redactor: Redactor, *, key_id: str | Non
     """
     clear = {name: value for name, value in document.items() if name not in _MADE}
     out: dict[str, Any] = _again(_redacted(clear, redactor), redactor)
+    out["error"] = {**out["error"], "title": one_line(out["error"]["title"])}
     out["redactions"] = _redactions(out, redactor.rules.digest, key_id or redactor.key_id or "")
     digest = hashlib.sha256(encode(out)).hexdigest()
     workspace = out["workspace"]

@@ -64,7 +64,10 @@ _NORMAL: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """Failures with the same `hex16` are the same one. `title`: its one line. `frames`: innermost first, at most five."""
+    """Failures with the same `hex16` are the same one. `frames`: innermost first, at most five.
+
+    `title` is its line, not yet cut to what a list shows.
+    """
 
     hex16: str
     title: str
@@ -83,7 +86,7 @@ def signature(error: str, evidence: Mapping[str, Any] | None = None) -> Signatur
     facts = found if isinstance(found, Mapping) else {}
     said = [facts.get("code"), facts.get("signal"), facts.get("oom_killed") is True]
     body = json.dumps([[normal(each) for each in lines], [normal(each) for each in frames], said])
-    title = one_line(lines[0]) if lines else _ending(facts)
+    title = one_line(lines[0], _LINE) if lines else _ending(facts)
     return Signature(hashlib.sha256(body.encode()).hexdigest()[:DIGITS], title, frames)
 
 

@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO, Final
@@ -108,6 +108,8 @@ def watch(
     program = find(command, cwd)
     with ExitStack() as stack:
         own = stack.enter_context(OwnCgroup(memory))
+        asked: list[int] = []
+        relay = stack.enter_context(_passing_on(asked))
         started = time.monotonic()
         try:
             child = subprocess.Popen(
@@ -116,7 +118,7 @@ def watch(
         except OSError as error:
             raise OperationFailed(f"{command[0]!r} cannot be started: {error.strerror or error}", reason=str(error)) from error
         stack.callback(_reap, child)
-        asked = stack.enter_context(_passing_on(child))
+        relay(child)
         output = _Output(log)
         threads = [output.follow(child.stdout, out), output.follow(child.stderr, err)]
         dumped = _ended(child)
@@ -152,22 +154,31 @@ def _reap(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Signals that this process gets go to the command too; the list holds those that ask it to end."""
-    asked: list[int] = []
+def _passing_on(asked: list[int]) -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Signals that this process gets go to the command too, once it is given; `asked` takes those that ask it to end."""
+    commands: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
     # The terminal sends these to all of its foreground group, and the command is in it: twice would be once too often.
     terminal = _in_foreground()
 
     def passed(number: int, _frame: FrameType | None) -> None:
         if number in _ENDING:
             asked.append(number)
-        if not (terminal and number in _BY_TERMINAL):
-            with suppress(ProcessLookupError):
-                child.send_signal(number)
+        if commands and not (terminal and number in _BY_TERMINAL):
+            commands[0].send_signal(number)
+        elif not commands:
+            early.append(number)
 
-    before = {number: signal.signal(number, passed) for number in _PASSED}
+    def started(command: subprocess.Popen[bytes]) -> None:
+        commands.append(command)
+        for number in early:
+            command.send_signal(number)
+
+    # What is ignored here (nohup) is ignored there as well.
+    handled = [number for number in _PASSED if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, passed) for number in handled}
     try:
-        yield asked
+        yield started
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

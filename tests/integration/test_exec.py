@@ -80,6 +80,12 @@ def test_a_failure_files_a_report_with_what_is_known_and_keeps_its_exit_code(exe
     assert args["env"]["LC_ALL"] == "C.UTF-8"
 
 
+def test_the_fleet_s_password_does_not_reach_the_command(exec_in: Exec) -> None:
+    _, out, _ = exec_in.run("env", MARK="1")
+    assert "MARK=1\n" in out
+    assert "MOTHBALL_" not in out
+
+
 def test_success_files_nothing_and_says_goodbye(exec_in: Exec) -> None:
     assert exec_in.run("true") == (0, "", "")
     assert exec_in.reports() == []

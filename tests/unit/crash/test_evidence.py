@@ -20,7 +20,7 @@ from mothball.crash import evidence as evidence_module
 from mothball.crash.evidence import Given, collect, exit_facts
 from mothball.crash.given import ended, signal_number
 from mothball.errors import InvalidParams, NotRunning, PathNotAllowed, TimedOut
-from mothball.runtime import Alive, driver_for, handle_of_pid
+from mothball.runtime import Alive, driver_for, handle_of_pid, proc
 from mothball.settings import Settings
 from tests.support import eventually
 
@@ -272,10 +272,10 @@ def test_processes_of_the_workspace_are_a_tree(place: Path, conf: Settings, star
         os.kill(each["pid"], signal.SIGKILL)
 
 
-def test_a_named_process_counts_wherever_it_works(
+def test_a_named_process_shows_its_environment_as_far_as_that_is_allowed(
     place: Path, conf: Settings, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    process = start("sleep", "60", cwd="/", env={"PATH": os.environ["PATH"], "LC_ALL": "C", "DB_PASSWORD": "correct-horse"})
+    process = start("sleep", "60", cwd=place, env={"PATH": os.environ["PATH"], "LC_ALL": "C", "DB_PASSWORD": "correct-horse"})
     eventually(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"sleep"))
     found = gather(Given(pid=process.pid), place, conf)
     assert [each["pid"] for each in found["processes"]["listed"]] == [process.pid]
@@ -291,7 +291,29 @@ def test_of_an_environment_only_what_is_allowed_is_kept(place: Path, conf: Setti
     assert found["source"] == "given"
     assert set(found["variables"]) == {"PATH", "LC_TIME", "PYTHONPATH"}
     assert found["left_out"] == 2
-    assert len(found["variables"]["PYTHONPATH"]) == 4096
+    assert found["variables"]["PYTHONPATH"] == "[10000 characters]"
+
+
+def test_a_process_outside_of_the_workspace_is_none_of_its_business(
+    place: Path, conf: Settings, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    outside = start("sleep", "60", cwd="/", env={"PATH": os.environ["PATH"], "LC_ALL": "mine"})
+    child = start("sh", "-c", "cd /; sleep 61; :", cwd=place, start_new_session=True)
+    handle = handle_of_pid(child.pid)
+    for pid in (outside.pid, 1):
+        found = collect(Given(pid=pid), workspace=subject(place, **handle), settings=conf, driver=None, root=place)
+        assert "does not work in the workspace" in found["environment"]["error"]
+        assert pid not in {each["pid"] for each in found["processes"]["listed"]}
+        assert found["cgroup"] is None
+    # What the runtime has started is its own, wherever it works.
+    inner = eventually(lambda: [each for each in proc.everything().values() if each.ppid == child.pid])[0].pid
+    found = collect(Given(pid=inner), workspace=subject(place, **handle), settings=conf, driver=None, root=place)
+    assert found["environment"]["source"] == "process"
+    # A pid that another process has now is not the runtime.
+    handle["start_time"] = 1
+    found = collect(Given(), workspace=subject(place, **handle), settings=conf, driver=None, root=place)
+    assert found["environment"]["source"] == "none"
+    os.killpg(child.pid, signal.SIGKILL)
 
 
 def test_of_a_thousand_processes_two_hundred_are_listed_and_all_counted(

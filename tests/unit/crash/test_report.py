@@ -304,6 +304,15 @@ def test_ten_megabytes_of_error_keep_both_ends() -> None:
     assert clipped["error"] == report["error"]
 
 
+def test_a_title_is_cut_after_it_was_redacted() -> None:
+    for before in range(150, 200):
+        report = finish(clear(Given(error=f"ValueError: {'x' * before} {TOKEN}", title=f"{'y' * before} {TOKEN}")), redactor())
+        assert "ghp_" not in encode(report).decode()
+        assert len(report["error"]["title"]) <= 200
+        untitled = finish(clear(Given(error=f"ValueError: {'x' * before} {TOKEN}")), redactor())
+        assert "ghp_" not in encode(untitled).decode()
+
+
 def test_a_title_with_dots_names_no_file() -> None:
     report = finish(clear(Given(title="../../etc/passwd\n\x1b[2J")), redactor())
     assert report["error"]["title"] == "../../etc/passwd <ESC[2J>"
