@@ -258,7 +258,7 @@ class _Filing:
         remove_package(self.ctx.settings.crash_dir, document["id"])
         return package(
             self.store, capture.digest, document, redactor=self.redactor, settings=self.ctx.settings, seal=self.seal,
-            binaries=self.args.binaries, base=self.args.base, tick=self._tick,
+            binaries=self.args.binaries, base=self.args.base, roots=self.ctx.settings.workspace_roots, tick=self._tick,
         )  # fmt: skip
 
     def _publish(self, document: dict[str, Any], packaged: Any, capture: Captured) -> str:

@@ -65,7 +65,8 @@ def package_report(ctx: JobContext, args: CrashPackageArgs) -> Outcome:
     try:
         made = package(
             store, record.digest, document, redactor=patiently(lambda: redactor_for(ctx.settings, ctx.registry)),
-            settings=ctx.settings, seal=seal, binaries=args.binaries, base=args.base, tick=tick,
+            settings=ctx.settings, seal=seal, binaries=args.binaries, base=args.base,
+            roots=ctx.settings.workspace_roots, tick=tick,
         )  # fmt: skip
     except AlreadyExists:
         # Another run was quicker, or was killed before it could say so.

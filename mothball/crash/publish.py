@@ -87,11 +87,13 @@ def package(
     seal: Callable[[BinaryIO, BinaryIO], None] | None = None,
     binaries: Literal["include", "exclude"] = "include",
     base: str | None = None,
+    roots: tuple[Path, ...] | None = None,
     tick: Tick = lambda **_: None,
 ) -> Packaged:
     """Write the package of the finished report `document` about the capture `digest` into this host's folder, or as the file `to`.
 
-    Raises as `mothball.crash.package.write_package`, and what opening the image `base` raises.
+    With `roots` an image `base` that is a layout or an archive must lie below one of them: for jobs, whose arguments anybody may
+    send. Raises as `mothball.crash.package.write_package`, and what opening the image `base` raises.
     """
     from mothball.crash.package import write_package, write_package_to
 
@@ -100,7 +102,7 @@ def package(
         again = finish(document, redactor, key_id=document["redactions"]["key_id"])
         return encode(with_package({**again, "id": document["id"]}, facts, redactor))
 
-    with _opened(base, settings, tick) as below:
+    with _opened(base, settings, tick, roots) as below:
         config = config_of(document, below)
         if to is not None:
             return write_package_to(
@@ -114,13 +116,18 @@ def package(
 
 
 @contextmanager
-def _opened(reference: str | None, settings: Settings, tick: Tick) -> Iterator[Base | None]:
+def _opened(reference: str | None, settings: Settings, tick: Tick, roots: tuple[Path, ...] | None) -> Iterator[Base | None]:
     if reference is None:
         yield None
         return
     from mothball.package.base import open_base
+    from mothball.package.bundle import scratch_dir
+    from mothball.package.target import scratch_folder
 
-    with open_base(reference, settings, settings.store_dir / "tmp", tick) as base:
+    with (
+        scratch_folder(scratch_dir(settings.data_dir) / "base") as folder,
+        open_base(reference, settings, folder, tick, roots=roots) as base,
+    ):
         yield base
 
 
