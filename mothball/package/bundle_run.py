@@ -183,8 +183,8 @@ class _Run:
             oom = self._oom()
         finally:
             self._end(process)
-        for tail in tails:
-            tail.close()
+            for tail in tails:
+                tail.close()
         code = process.returncode if process.returncode >= 0 else _SIGNALED - process.returncode
         if code and not timed_out and (reason := _last_error(self._log)):
             raise OperationFailed(f"runc could not start the command: {reason}", reason=reason)
