@@ -14,17 +14,17 @@ from mothball.crash.signature import signature
 PYTHON = """\
 2026-11-21 21:45:09,123 starting job 3f2504e0-4f89-11d3-9a0c-0305e82c3301
 Traceback (most recent call last):
-  File "/home/a/app/main.py", line 31, in <module>
+  File "/srv/a/app/main.py", line 31, in <module>
     main()
-  File "/home/a/app/work.py", line 7, in main
+  File "/srv/a/app/work.py", line 7, in main
     return load(path)
            ^^^^^^^^^^
   File "/usr/lib/python3.11/json/decoder.py", line 355, in raw_decode
     raise JSONDecodeError("Expecting value", s, err.value) from None
-json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0) in /home/a/app/data/config.json
+json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0) in /srv/a/app/data/config.json
 """
 LATER = {
-    "/home/a": "/srv/workspaces/9",
+    "/srv/a": "/srv/workspaces/9",
     "2026-11-21 21:45:09,123": "2027-01-02T03:04:05Z",
     "line 7": "line 19",
     "3f2504e0": "00000000",
@@ -60,15 +60,15 @@ goroutine 1 [running]:
 panic({0x45a0a0?, 0xc0000140a8?})
 \t/usr/local/go/src/runtime/panic.go:884 +0x213
 main.pick(...)
-\t/home/a/app/main.go:8
+\t/srv/a/app/main.go:8
 github.com/acme/app/server.(*Handler).Serve(0xc000012345, {0x1, 0x2})
-\t/home/a/app/server/handler.go:21 +0x1d
+\t/srv/a/app/server/handler.go:21 +0x1d
 main.main()
-\t/home/a/app/main.go:14 +0x1d
+\t/srv/a/app/main.go:14 +0x1d
 
 goroutine 7 [select]:
 other.loop()
-\t/home/a/other.go:3 +0x1
+\t/srv/a/other.go:3 +0x1
 exit status 2
 """
 RUST = """\
@@ -89,14 +89,14 @@ ASAN = """\
 =================================================================
 ==4242==ERROR: AddressSanitizer: heap-use-after-free on address 0x602000000010 at pc 0x0000004c3 bp 0x7ffd sp 0x7ffe
 READ of size 4 at 0x602000000010 thread T0
-    #0 0x4c3a21 in use_it /home/a/app/src/use.c:12:3
-    #1 0x4c3b00 in main /home/a/app/src/main.c:40:10
+    #0 0x4c3a21 in use_it /srv/a/app/src/use.c:12:3
+    #1 0x4c3b00 in main /srv/a/app/src/main.c:40:10
     #2 0x7f11 in __libc_start_main (/lib/x86_64-linux-gnu/libc.so.6+0x23d09)
 
 0x602000000010 is located 0 bytes inside of 4-byte region
 freed by thread T0 here:
-    #0 0x493d4d in free (/home/a/app/a.out+0x493d4d)
-    #1 0x4c39ef in drop_it /home/a/app/src/drop.c:5:3
+    #0 0x493d4d in free (/srv/a/app/a.out+0x493d4d)
+    #1 0x4c39ef in drop_it /srv/a/app/src/drop.c:5:3
 """
 GDB = """\
 Program received signal SIGSEGV, Segmentation fault.
@@ -188,7 +188,7 @@ def test_the_pseudonym_of_a_secret_does_not_count() -> None:
 
 def test_folders_of_the_moment_do_not_count_and_names_of_files_do() -> None:
     assert signature("OSError: /tmp/tmpab_x9/a: gone").hex16 == signature("OSError: /tmp/tmpqq_z1/b: gone").hex16
-    assert signature("OSError: /srv/1/config.json: gone").hex16 == signature("OSError: /home/x/config.json: gone").hex16
+    assert signature("OSError: /srv/1/config.json: gone").hex16 == signature("OSError: /opt/x/config.json: gone").hex16
     assert signature("OSError: /srv/1/config.json: gone").hex16 != signature("OSError: /srv/1/other.json: gone").hex16
 
 
