@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from mothball.errors import SealError
+from mothball.package.bundle_spec import runtime_spec
 from mothball.seal.sealed import seal_file, unseal_file
-from tests.support import require_tool
+from tests.commands import in_process
+from tests.support import not_permitted, require_tool
+from tests.unit.crash.packing import pack, take
 from tests.unit.seal.keys import ssh_key
 
 CLEAR = bytes(range(256)) * 1024
@@ -111,3 +115,26 @@ def test_we_open_what_age_seals_with_a_passphrase(age: str, clear: Path, tmp_pat
     assert unseal_file(tmp_path / "s.age", passphrase=PASSPHRASE.encode()).path.read_bytes() == CLEAR
     with pytest.raises(SealError, match="passphrase is wrong"):
         unseal_file(tmp_path / "s.age", tmp_path / "no", passphrase=b"another")
+
+
+def test_b113_b125_a_real_package_goes_through_a_stim_and_still_fails_the_same_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if os.geteuid() != 0:
+        not_permitted("start a container that is not rootless")
+    require_tool("runc")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    shutil.copy(require_tool("busybox"), tree / "busybox")
+    (tree / "fail.sh").write_text("echo the same failure; exit 7\n")
+    os.link(tree / "fail.sh", tree / "again.sh")
+    store, digest = take(tmp_path / "root", tree)
+    config = runtime_spec(args=["/workspace/busybox", "sh", "/workspace/again.sh"])
+    package = pack(store, digest, tmp_path / "out", config=config)
+    (tmp_path / "pass").write_text(PASSPHRASE)
+    cli, secret = in_process(capsys), ("--passphrase-file", str(tmp_path / "pass"))
+    assert cli("seal", package.path, "--stim", *secret, "--out", str(tmp_path / "p.stim")).code == 0
+    assert cli("unseal", str(tmp_path / "p.stim"), *secret).code == 0
+    answer = cli("bundle", "run", str(tmp_path / "p.tar"), "--json")
+    assert answer.code == 7, answer.err
+    assert answer.json()["stdout"] == "the same failure\n"
