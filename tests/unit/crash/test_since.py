@@ -89,6 +89,12 @@ def test_an_edit_in_the_middle_of_a_long_file_is_shown(store: Store) -> None:
     assert "+here\n" in found["patch"]
 
 
+def test_the_time_of_a_folder_is_counted_and_not_listed(store: Store) -> None:
+    found = held(store, {b"d": Dir(mtime=1), b"f": File(b"x", mtime=1)}, {b"d": Dir(mtime=2), b"f": File(b"x", mtime=2)})
+    assert [(each["path"], each["kind"]) for each in found["changes"]] == [("f", "time")]
+    assert found["totals"]["time"] == 2
+
+
 def test_a_source_file_that_was_edited_at_both_ends_is_shown(store: Store) -> None:
     lines = [b"" if number % 6 == 0 else b"    }" if number % 6 == 3 else b"    call(%d)" % number for number in range(2000)]
     edited = [b"begin", *lines, b"end"]
