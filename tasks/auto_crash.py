@@ -11,7 +11,7 @@ from typing import Any, Final
 import structlog
 
 from mothball.errors import MothballError
-from mothball.registry import Doorbell, Job
+from mothball.registry import Doorbell
 from tasks import services
 
 log = structlog.stdlib.get_logger("mothball.crash")
@@ -23,14 +23,17 @@ OF_THE_FLEET: Final = frozenset({"no_space", "corrupt", "unavailable"})
 """Codes of failures of the fleet's own making; reported only when the setting says ``all``."""
 
 
-def report_failure(job: Job, code: str, message: str, *, blames: bool) -> bool:
-    """File a crash report about `job`, which has failed for good with `code`, if the settings want one; True when it was asked for.
+def report_failure(job_id: str, code: str, message: str, *, blames: bool) -> bool:
+    """File a crash report about a job that has failed for good with `code`, if the settings want one; True when it was asked for.
 
     `blames` is what the job's task declares: a job that says nothing of its workspace (a restore elsewhere) is not reported.
     """
     try:
         here = services.current()
-        if not blames or not job.workspace or job.task == REPORT_TASK or code not in _codes(here.settings.auto_crash_report):
+        if not blames or code not in _codes(here.settings.auto_crash_report):
+            return False
+        job = here.registry.jobs.get(job_id)
+        if job.state not in {"failed", "dead"} or not job.workspace or job.task == REPORT_TASK:
             return False
         args: dict[str, Any] = {
             "workspace": job.workspace, "error": _without_secrets(here, message), "title": f"{job.task} failed: {code}",
@@ -43,12 +46,12 @@ def report_failure(job: Job, code: str, message: str, *, blames: bool) -> bool:
             made = submitted.job
             here.ringer.ring(Doorbell(job=made.id, task=made.task, queue=made.queue))
     except MothballError as error:
-        log.warning("no crash report of the failed job", failed=job.id, code=error.code, error=error.message)
+        log.warning("no crash report of the failed job", failed=job_id, code=error.code, error=error.message)
         return False
     except Exception as error:  # whatever is wrong here, the job's own outcome stands
-        log.error("no crash report of the failed job", failed=job.id, error=f"{type(error).__name__}: {error}"[:500])
+        log.error("no crash report of the failed job", failed=job_id, error=f"{type(error).__name__}: {error}"[:500])
         return False
-    log.info("a crash report was asked for", failed=job.id, report_job=name, code=code)
+    log.info("a crash report was asked for", failed=job_id, report_job=name, code=code)
     return True
 
 

@@ -41,7 +41,7 @@ def soft_limit(settings: Settings) -> int:
 
 @job_task(
     name="workspace.crash_report", args=CrashReportArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit,
-    blames=False,
+    blames=False, secret=("error", "title", "command", "env", "cgroup", "by"),
 )  # fmt: skip
 def crash_report(ctx: JobContext, args: CrashReportArgs) -> Outcome:
     """File a crash report of the workspace; the same failure again within the window is counted on the first report."""

@@ -25,6 +25,7 @@ from mothball.errors import Cancelled, InvalidParams, LeaseLost, MothballError, 
 from mothball.names import QUEUE_CONTROL, host_queue
 from mothball.registry import Adopt, Claim, Doorbell, Job, Registry
 from tasks import services
+from tasks.auto_crash import report_failure
 from tasks.context import JobContext, LeaseKeeper, patiently
 from tasks.quiet import quiet_error, redacted_arguments
 from tasks.spec import JobSpec, build_spec
@@ -160,6 +161,8 @@ class _Delivery:
 
     def _not_run(self, claim: Claim) -> dict[str, Any]:
         job = claim.job
+        if claim.status == "dead" and job is not None:
+            report_failure(job.id, "dead", job.error or "", blames=self.spec.blames)
         if claim.status in {"done", "dead", "cancelled"} and job is not None:
             return self._deliver(job)
         if claim.status == "wrong_host" and job is not None:
@@ -259,6 +262,7 @@ class _Delivery:
         if failed.state == "queued":
             self._store(lambda: self.task.update_state(state=states.RETRY, meta=error))
             raise Ignore("will be retried")
+        report_failure(self.job_id, error.code, error.message, blames=self.spec.blames)
         raise error from None  # what it came from may quote a secret, and Celery keeps the traceback
 
     def _cancelled(self, fence: int) -> NoReturn:
@@ -384,5 +388,6 @@ def record_hard_timeout(job_id: str, limit: float | None) -> None:
             failed = jobs.fail(job_id, job.fence, code=error.code, message=error.message, retryable=True, blames=blames)
             if failed.next is not None:
                 ring_quietly(failed.next)
+            report_failure(job_id, error.code, error.message, blames=blames)
     except MothballError as error:
         log.warning("the hard time limit could not be recorded", job=job_id, error=error.message)
