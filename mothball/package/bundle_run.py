@@ -23,7 +23,7 @@ from typing import IO, Any, Final, Literal
 import msgspec
 
 from mothball.errors import ConfigError, InvalidParams, OperationFailed, TimedOut
-from mothball.package.bundle_spec import DEFAULT_PIDS, check_bundle, env_of, runtime_spec
+from mothball.package.bundle_spec import DEFAULT_PIDS, LEAST_MEMORY, check_bundle, env_of, runtime_spec
 from mothball.package.run_folder import RunFolder, run_folder
 from mothball.runtime.programs import Finished
 from mothball.store.read import show
@@ -90,7 +90,8 @@ def run_bundle(
     Its config.json is checked (see `check_bundle`) and only its command, environment, working directory and whether its root is
     read-only are taken from it: limits, namespaces and mounts are ours. Who is not root starts it rootless, whatever it says.
     `command` replaces the bundle's own, `writable` what it says of its root. `memory` bytes and `pids` processes bound it (None:
-    `DEFAULT_MEMORY`, 0: no limit; rootless: no limit unless one is given, which bounds the address space of each process).
+    the bundle's own or `DEFAULT_MEMORY`, whichever is less; 0: no limit; rootless there is no default, and a limit bounds the
+    address space of each process).
     `stdin`: what it reads, nothing by default. `scratch`: a folder for the run's own files, made when it is missing. `tick` is
     called often and may raise; then the container is killed first, as it is for Ctrl-C, SIGTERM and SIGHUP.
 
@@ -117,13 +118,21 @@ def _config(
     if rootless and uid == 0:  # somebody else's: its files are readable to their owner only
         found = (folder / "rootfs").stat()
         uid, gid = found.st_uid, found.st_gid
-    if memory is None and not rootless:
-        memory = DEFAULT_MEMORY
+    if memory is None:
+        memory = _own_memory(spec) or (0 if rootless else DEFAULT_MEMORY)
     return runtime_spec(
         args=list(command) or process["args"], env=env_of(process), cwd=process["cwd"], rootless=rootless, uid=uid, gid=gid,
         memory=memory or None, pids=pids, readonly=bool(spec["root"].get("readonly")) if writable is None else not writable,
         root=str((folder / "rootfs").absolute()),
     )  # fmt: skip
+
+
+def _own_memory(spec: dict[str, Any]) -> int:
+    """The bundle's own limit, under which it may have failed; more than ours it does not get. 0: it has none."""
+    told = ((spec["linux"].get("resources") or {}).get("memory") or {}).get("limit")
+    rlimits = spec["process"].get("rlimits") or []
+    told = told or next((each["soft"] for each in rlimits if each["type"] == "RLIMIT_AS"), None)
+    return max(min(int(told), DEFAULT_MEMORY), LEAST_MEMORY) if told and told > 0 else 0
 
 
 @contextmanager

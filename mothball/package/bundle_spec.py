@@ -35,6 +35,7 @@ MAX_TEXT: Final = 128 * 1024
 MAX_SPEC: Final = 4 * 1024**2
 NAMESPACES: Final = ("mount", "pid", "ipc", "uts", "network")
 
+_MOST_KILLABLE: Final = 1000
 _TMPFS: Final = ["nosuid", "nodev", "mode=1777"]
 _MOUNTS: Final[tuple[dict[str, Any], ...]] = (
     {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -58,7 +59,7 @@ MOUNT_POINTS: Final = ("dev", "proc", "tmp")
 _TYPES: Final = frozenset({"proc", "tmpfs", "devpts", "mqueue", "sysfs", "cgroup"})
 """Types of mounts that show nothing of the host's files."""
 _PROCESS_KEYS: Final = frozenset(
-    {"terminal", "user", "args", "env", "cwd", "capabilities", "noNewPrivileges", "rlimits", "consoleSize"}
+    {"terminal", "user", "args", "env", "cwd", "capabilities", "noNewPrivileges", "rlimits", "oomScoreAdj", "consoleSize"}
 )
 _LINUX_KEYS: Final = frozenset(
     {"namespaces", "maskedPaths", "readonlyPaths", "resources", "uidMappings", "gidMappings", "seccomp", "cgroupsPath", "devices"}
@@ -94,6 +95,8 @@ def runtime_spec(
         "cwd": check_cwd(cwd),
         "capabilities": {name: [] for name in _CAPABILITIES},
         "noNewPrivileges": True,
+        # When memory runs out on a host, let it be this. The most there is: less than a worker's own would be a privilege.
+        "oomScoreAdj": _MOST_KILLABLE,
         "rlimits": [{"type": "RLIMIT_CORE", "hard": 0, "soft": 0}, {"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
     }
     if memory is not None and memory < LEAST_MEMORY:
@@ -256,6 +259,8 @@ def _violations(spec: dict[str, Any]) -> list[str]:
 
 def _process(process: dict[str, Any]) -> list[str]:
     wrong = [f"process.{name[:50]} is not supported" for name in sorted(set(process) - _PROCESS_KEYS)]
+    if int(process.get("oomScoreAdj") or 0) < 0:
+        wrong.append("it wants to outlive others when memory runs out")
     if process.get("terminal"):
         wrong.append("it asks for a terminal")
     if any((process.get("capabilities") or {}).get(name) for name in _CAPABILITIES) or "capabilities" not in process:

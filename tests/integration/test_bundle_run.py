@@ -212,6 +212,19 @@ def test_a_command_that_takes_too_much_memory_is_killed_and_that_is_told(bundles
         assert (result.exit_code, result.oom) == (1, None)
 
 
+def test_a_bundle_with_a_limit_of_its_own_fails_under_it_again(bundles: Bundles) -> None:
+    """A package of what was killed for want of memory has that limit in its config.json."""
+    place = bundles.write("tail /dev/zero", memory=48 * MIB)
+    result = bundles.start(place)
+    assert (result.exit_code, result.oom) == ((137, True) if os.geteuid() == 0 else (1, None))
+    spec = json.loads((place / "config.json").read_bytes())
+    assert f'"limit":{48 * MIB}' in (place / "config.json").read_text() or spec["process"]["rlimits"][-1]["soft"] == 48 * MIB
+
+
+def test_when_memory_runs_out_on_the_host_it_goes_first(bundles: Bundles) -> None:
+    assert bundles.run("cat /proc/self/oom_score_adj").stdout == b"1000\n"
+
+
 def test_a_bomb_of_processes_stays_small(bundles: Bundles) -> None:
     if os.geteuid() != 0:
         not_permitted("limit processes")
@@ -236,7 +249,14 @@ def test_an_ordinary_user_runs_a_rootless_bundle(shared: Bundles) -> None:
         first = run_bundle(place, output="capture", scratch=home / "s", timeout=60)
         over = run_bundle(place, output="capture", scratch=home / "s", timeout=0.5, command=["sleep", "100"])
         small = run_bundle(place, output="capture", scratch=home / "s", timeout=60, command=["tail", "/dev/zero"], memory=64 * MIB)
-        return {"first": first.to_dict(), "over": over.to_dict(), "small": small.to_dict(), "left": os.listdir(home / "s")}
+        score = run_bundle(place, output="capture", scratch=home / "s", timeout=60, command=["cat", "/proc/self/oom_score_adj"])
+        return {
+            "score": score.to_dict(),
+            "first": first.to_dict(),
+            "over": over.to_dict(),
+            "small": small.to_dict(),
+            "left": os.listdir(home / "s"),
+        }
 
     answer = as_user(UID, run)
     assert "error" not in answer, answer
@@ -245,6 +265,7 @@ def test_an_ordinary_user_runs_a_rootless_bundle(shared: Bundles) -> None:
     assert "Read-only file system" in answer["first"]["stderr"]
     assert (answer["over"]["timed_out"], answer["over"]["exit_code"]) == (True, 137)
     assert answer["small"]["exit_code"] == 1
+    assert answer["score"]["stdout"] == "1000\n"
     assert answer["left"] == []
 
 
@@ -325,7 +346,7 @@ def test_a_signal_that_ends_us_ends_the_container_first(bundles: Bundles, number
 
 
 def test_what_a_killed_run_left_is_ended_by_the_next(bundles: Bundles) -> None:
-    place = bundles.write("echo running; sleep 1000")
+    place = bundles.write("echo running; sleep 98765")
     code = (
         "import sys; from pathlib import Path; from mothball.package.bundle_run import run_bundle; "
         "run_bundle(Path(sys.argv[1]), scratch=Path(sys.argv[2]), timeout=None)"
@@ -337,10 +358,10 @@ def test_what_a_killed_run_left_is_ended_by_the_next(bundles: Bundles) -> None:
     child.kill()
     child.wait()
     child.stdout.close()
-    alive = [pid for pid in _pids() if marker.encode() in _cmdline(pid) or b"sleep\x001000" in _cmdline(pid)]
+    alive = [pid for pid in _pids() if marker.encode() in _cmdline(pid) or b"sleep\x0098765" in _cmdline(pid)]
     assert alive  # runc goes on without us
     assert bundles.start(place, command=["id"]).exit_code == 0
-    eventually(lambda: not [pid for pid in alive if b"sleep\x001000" in _cmdline(pid)])
+    eventually(lambda: not [pid for pid in alive if b"sleep\x0098765" in _cmdline(pid)])
     assert not list(Path("/sys/fs/cgroup").rglob(marker + "*"))
 
 
