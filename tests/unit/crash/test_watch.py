@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -155,13 +156,32 @@ sys.stderr.write(f"{found.exit_code} {found.signal} {found.asked} {found.failed}
 """
 
 
-def script(*command: str, **options: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
+TERMINAL = """
+import os, sys
+pid, terminal = os.forkpty()
+if pid == 0:  # leader of a session, in the foreground of a terminal of its own
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], "sh", "-c", sys.argv[2]])
+asked = False
+try:
+    while piece := os.read(terminal, 4096):
+        os.write(1, piece)
+        if b"ready" in piece and not asked:
+            asked = True
+            os.write(terminal, bytes([3]))
+except OSError:  # the other side is gone
+    os.waitpid(pid, 0)
+"""
+
+
+def script(*command: str, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*before, sys.executable, "-c", SCRIPT, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_asks_to_end_is_passed_on_and_is_no_crash(number: signal.Signals) -> None:
-    process = script("sh", "-c", "echo ready; exec sleep 60", stdin=subprocess.DEVNULL)
+    process = script("sh", "-c", "echo ready; exec sleep 60")
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(number)
@@ -169,8 +189,27 @@ def test_a_signal_that_asks_to_end_is_passed_on_and_is_no_crash(number: signal.S
     assert err.decode().split()[-5:] == ["None", str(int(number)), str(int(number)), "False", "False"]
 
 
+def test_ctrl_c_at_a_terminal_reaches_the_command_once_and_is_no_crash() -> None:
+    command = "trap 'echo got' INT; echo ready; n=0; while [ $n -lt 20 ]; do sleep 0.05; n=$((n+1)); done; exit 7"
+    done = subprocess.run([sys.executable, "-c", TERMINAL, SCRIPT, command], capture_output=True, timeout=60, check=True)
+    seen = done.stdout
+    assert seen.count(b"got\r\n") == 1
+    assert seen.split()[-5:] == [b"7", b"None", b"2", b"False", b"False"]
+
+
+def test_what_is_ignored_under_nohup_is_ignored_by_the_command_too() -> None:
+    before = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
+    process = script("sh", "-c", "echo ready; sleep 0.5; echo on; exit 6", before=before)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=20)
+    assert out == b"on\n"
+    assert err.decode().split()[-5:] == ["6", "None", "None", "True", "False"]
+
+
 def test_other_signals_are_passed_on_too() -> None:
-    process = script("sh", "-c", "trap 'echo got; exit 5' USR1; echo ready; while :; do sleep 0.05; done", stdin=subprocess.DEVNULL)
+    process = script("sh", "-c", "trap 'echo got; exit 5' USR1; echo ready; while :; do sleep 0.05; done")
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGUSR1)
@@ -180,7 +219,7 @@ def test_other_signals_are_passed_on_too() -> None:
 
 
 def test_a_reader_that_leaves_ends_the_command_and_is_no_crash() -> None:
-    process = script("yes", stdin=subprocess.DEVNULL)
+    process = script("yes")
     assert process.stdout is not None
     assert process.stdout.readline() == b"y\n"
     process.stdout.close()
