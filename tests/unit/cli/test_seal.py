@@ -133,6 +133,7 @@ def test_without_a_terminal_nobody_is_asked_and_nothing_hangs(cli: Cli, monkeypa
         (("inspect", "none"), "cannot be read"),
         (("inspect", "."), "not a regular file"),
     ],
+    ids=lambda value: "-".join(value).replace(TO, "TO").replace(str(KEY), "SECRET") if isinstance(value, tuple) else "",
 )
 def test_a_mistake_is_one_clear_error_and_changes_nothing(home: Path, cli: Cli, argv: tuple[str, ...], said: str) -> None:
     before = sorted(os.listdir(home))

@@ -159,6 +159,7 @@ def test_one_of_both_ways_has_to_be_chosen(clear: Path, tmp_path: Path) -> None:
         ("", "not a recipient"),
         ("age1" + "q" * 10_000, "not a recipient"),
     ],
+    ids=["secret", "cut", "mistyped", "plugin", "ssh", "mail", "control", "empty", "long"],  # keys are new in each process
 )
 def test_a_bad_recipient_is_refused_before_anything_is_written(clear: Path, tmp_path: Path, recipient: str, said: str) -> None:
     with pytest.raises(InvalidParams, match=said) as caught:
@@ -189,6 +190,7 @@ def test_too_many_recipients_are_refused() -> None:
         (b"age-encryption.org/v1\n-> scrypt x", "itself sealed"),
         (b"x" * (1024**2 + 1), "more than"),
     ],
+    ids=["empty", "comment", "recipient", "cut", "binary", "ssh", "sealed", "long"],
 )
 def test_a_bad_identity_file_is_refused_and_not_repeated(clear: Path, tmp_path: Path, data: bytes, said: str) -> None:
     seal_file(clear, tmp_path / "k.age", recipients=[TO])
