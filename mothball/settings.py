@@ -18,7 +18,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mothball.errors import ConfigError, InvalidParams
+from mothball import cache_fields
+from mothball.errors import ConfigError, InvalidParams, PathNotAllowed
 from mothball.names import check_host
 from mothball.retention import Policy
 
@@ -133,6 +134,14 @@ class Settings(BaseSettings):
         SecretStr(""), description="key of secrets' pseudonyms, at least 16 characters; empty: the fleet's own, in the registry"
     )
     redaction_rules: str = Field("", description="TOML file with the operator's own redaction rules; empty: only the built-in ones")
+    image_caches: str = Field(
+        "", description="this host's image caches, separated by ';', each PATH[,field=value...]; no other folder is ever pruned"
+    )
+    image_cache_policy: str = Field(cache_fields.DEFAULT_POLICY, description="what leaves a cache, unless its own words differ")
+    cache_seconds: int = Field(86_400, ge=10, description="interval of maintenance.image_cache; each host has its own time in it")
+    cache_pressure_seconds: int = Field(60, ge=1, description="interval of maintenance.image_cache_pressure")
+    cache_high_percent: float = Field(85, gt=0, le=100, description="a disk fuller than this has its caches pruned at once")
+    cache_low_percent: float = Field(80, gt=0, lt=100, description="how full that leaves the disk, when the caches hold enough")
     docker_config: Path = Field(Path("~/.docker/config.json"), description="docker's config file with registry credentials")
     insecure_registries: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="registries (host:port), separated by ',', reached over plain HTTP; loopback ones always are"
@@ -206,6 +215,15 @@ class Settings(BaseSettings):
             raise ValueError(error.message) from None
         return value
 
+    @field_validator("image_cache_policy")
+    @classmethod
+    def _cache_policy_is_a_policy(cls, value: str) -> str:
+        try:
+            cache_fields.merge(cache_fields.parse_text(value))
+        except InvalidParams as error:
+            raise ValueError(error.message) from None
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         databases = (self.broker_db, self.result_db, self.registry_db)
@@ -226,6 +244,14 @@ class Settings(BaseSettings):
                 f"collect_grace_seconds must not be below capture_time_limit and transfer_time_limit ({longest} s), else a "
                 "collector could take what a running job has just written"
             )
+        if self.cache_low_percent >= self.cache_high_percent:
+            raise ValueError("cache_low_percent must be below cache_high_percent, else a prune under pressure would free nothing")
+        try:
+            for cache in self.caches:
+                cache.policy(cache_fields.parse_text(self.image_cache_policy))
+                self.check_cache(cache.path)
+        except (InvalidParams, PathNotAllowed) as error:
+            raise ValueError(f"image_caches: {error.message}") from None
         url = _checked_url(self.redis_url.get_secret_value())
         if not url.password and not self.allow_insecure_redis and _is_public(url.hostname or ""):
             raise ValueError(
@@ -277,6 +303,15 @@ class Settings(BaseSettings):
     def crash_dir(self) -> Path:
         """The packages of crash reports (B-54)."""
         return self.data_dir / "crash-reports"
+
+    @property
+    def caches(self) -> tuple[cache_fields.Cache, ...]:
+        """The image caches that this host declares."""
+        return cache_fields.declared(self.image_caches)
+
+    def check_cache(self, path: str) -> None:
+        """Raise `PathNotAllowed` for what is no place for an image cache here, whoever declared it."""
+        cache_fields.check_place(path, roots=[str(root) for root in self.workspace_roots], data_dir=str(self.data_dir))
 
     @property
     def run_dir(self) -> Path:
