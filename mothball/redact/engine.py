@@ -156,10 +156,10 @@ class Redactor:
             return b"[redacted:%s]" % rule.encode()
         return b"[redacted:%s:%s]" % (rule.encode(), hmac.digest(self._key, secret, "sha256")[:6].hex().encode())
 
-    def spans(self, data: bytes, lo: int, hi: int, level: int, *, form: str = "") -> list[Span]:
-        """Where the secrets of ``data[lo:hi]`` stand: by rule, and known values. Counts nothing."""
+    def spans(self, data: bytes, lo: int, hi: int, level: int, *, form: str = "", known: Known | None = None) -> list[Span]:
+        """Where the secrets of ``data[lo:hi]`` stand: by rule, and `known` values (default: this redactor's). Counts nothing."""
         found = self._scanner.spans(data, lo, hi, level)
-        known = self._known_values()
+        known = self._known_values() if known is None else known
         more = [Span(start, end, _KNOWN_RANK, "known") for start, end in known.spans(data, lo, hi)] if known else []
         if form:
             more += [Span(start, end, _KNOWN_RANK - 1, rule) for start, end, rule in by_format(data, lo, hi, form)]
@@ -178,6 +178,10 @@ class Redactor:
             self.counts.update(span.rule for span in spans)
         out.append(data[at:hi])
         return b"".join(out)
+
+    def behind_pseudonym(self, data: bytes, place: int) -> int:
+        """`place`, or the end of the pseudonym that lies across it."""
+        return self._scanner.behind_pseudonym(data, place)
 
     def whole_secret(self, rule: str, secret: str) -> str:
         """The pseudonym of a value that is a secret as a whole; a value that is pseudonyms already stays."""

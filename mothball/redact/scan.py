@@ -40,6 +40,8 @@ _SHAPE = (
     rb"\r?\n[ \t-]{0,40}['\"]?[vV]alue['\"]?[ \t]{0,8}:)"
 )
 _SWALLOWS = 16
+_LONG = 128
+_LONGEST_PSEUDONYM = 64
 _LOOKAHEAD = 320
 _TELLING_RANK = 1000
 _OWN_RANK = 500
@@ -98,6 +100,14 @@ class Scanner:
         walls = [match.span() for match in self._walls.finditer(data, lo, hi)]
         return [part for span in out for part in _outside(span, walls)]
 
+    def behind_pseudonym(self, data: bytes, place: int) -> int:
+        """`place`, or the end of the pseudonym that lies across it."""
+        begin = data.rfind(b"[redacted:", max(0, place - _LONGEST_PSEUDONYM), min(len(data), place + len(b"[redacted:") - 1))
+        if begin < 0 or begin >= place:
+            return place
+        wall = self._walls.match(data, begin, min(len(data), begin + _LONGEST_PSEUDONYM))
+        return place if wall is None else max(place, wall.end())
+
     def rules_at(self, keyword: bytes) -> list[tuple[int, Rule, Any]]:
         return self._by_keyword.get(keyword, [])
 
@@ -127,6 +137,7 @@ class _Finding:
         self.spans: list[Span] = []
         self._done: dict[int, int] = {}
         self._key_ends: list[int] | None = None
+        self._refused = lo
 
     def add(self, start: int, end: int, rank: int, rule: str) -> None:
         self.spans.append(Span(start, end, rank, rule))
@@ -162,11 +173,13 @@ class _Finding:
             if match is None:
                 continue
             begin, end = tokens.secret_of(match)
-            if rule.name in tokens.NEED_BORDER and tokens.inside_word(data, start, 0):
-                continue
-            if rule.check is None or rule.check(data[begin:end]):
+            bordered = rule.name not in tokens.NEED_BORDER or not tokens.inside_word(data, start, 0)
+            if (rule.check is None or rule.check(data[begin:end])) and (bordered or tokens.is_random(data[begin:end])):
                 self._done[rank] = end
                 self.add(begin, end, rank, rule.name)
+            elif end - start >= _LONG:
+                # What was refused as a whole is not tried again from each of its keywords: that would be quadratic.
+                self._done[rank] = start + (end - start) // 2
 
     def _url(self, start: int) -> None:
         for begin, end in tokens.user_info(self.data, start, self.lo, min(self.hi, start + REACH)):
@@ -193,5 +206,10 @@ class _Finding:
         data = self.data
         if data[end - 1 : end + 2] == URL_MARK:
             self._url(end - 1)
+        if start < self._refused:
+            return
         for begin, stop, rule in tokens.beside(data, start, end, self.hi, self.level):
-            self.add(begin, stop, _TELLING_RANK, rule)
+            if rule:
+                self.add(begin, stop, _TELLING_RANK, rule)
+            if stop - begin >= _LONG:
+                self._refused = begin + (stop - begin) // 2

@@ -15,13 +15,25 @@ from mothball.redact.files import CREDENTIALS
 from mothball.redact.patterns import compiled
 
 NEED_BORDER = frozenset({"openai", "anthropic", "sendgrid", "huggingface", "databricks", "npm"})
-"""Rules whose short prefix also ends common words: no letter or digit may stand before it."""
+"""Rules whose short prefix also ends common words: behind a letter or digit the rest must be plainly random."""
 
 LONGEST_VALUE = 32 * 1024
 _JUDGED = 512
 _NAME_BYTES = bytes(sorted(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"))
 _ALNUM = re.compile(rb"[0-9A-Za-z]")
 _NAME_BACK = 64
+
+
+_RUN = re.compile(rb"[0-9A-Za-z]{20,}")
+_SURE_RUN = 32
+
+
+def is_random(value: bytes) -> bool:
+    """True when `value` has a run of letters and digits that is no word: long, or of both cases, with a digit."""
+    return any(
+        re.search(rb"[0-9]", run) is not None and (len(run) >= _SURE_RUN or (run.lower() != run and run.upper() != run))
+        for run in _RUN.findall(value[:_JUDGED])
+    )
 
 
 def inside_word(data: bytes, start: int, lo: int) -> bool:
@@ -41,7 +53,9 @@ def secret_of(match: Any) -> tuple[int, int]:
 
 # --- user-info of URLs ------------------------------------------------------------------------------------------------------------
 
-_AUTHORITY = re.compile(rb"""://(?:([^\s/'"<>?#`\\@:|]*+)(:[^\s/'"<>?#`\\]*)?@|([^\s/:@'"<>`\\]*+):([^\s'"<>@`\\]++)@)""")
+_AUTHORITY = re.compile(
+    rb"""://(?:([^\s\x00/'"<>?#`\\@:|]*+)(:[^\s\x00/'"<>?#`\\]*)?@|([^\s\x00/:@'"<>`\\]*+):([^\s\x00'"<>@`\\]++)@)"""
+)
 _AUTHORITY_REACH = 2048
 _PORT = re.compile(rb"[0-9]{1,5}/|[0-9]{1,5}\Z")
 _HARMLESS_USERS = frozenset(b"git hg svn ssh root admin user username www-data ubuntu ec2-user anonymous ftp *** ".split())
@@ -134,9 +148,12 @@ def key_before(data: bytes, start: int, lo: int) -> tuple[int, int] | None:
 # These see at most `_JUDGED` bytes behind a place that the scan found, and no two of their repetitions can share a byte.
 _VALUE = re.compile(
     rb"""=?[>=:]?[ \t]{0,16}(?:
-      \s{0,64}\\{0,3}(?:[A-Za-z@$]{1,2})?\\{0,3}(?:"((?:[^"\\\n\r]|\\[^\n"])*+) | '((?:[^'\\\n\r]|\\[^\n])*+) | `([^`\n]*+))
-    | [|>][+-]?\r?\n[ \t]+([^\s]+)
-    | (?:&quot;|&\#3[49];|%2[27]|(?i:bearer|basic|token|apikey|digest|negotiate)[ \t]+)?([^\s\x00"'`,;<>&|()\[\]{}\\]+))""",
+      \s{0,64}(?:[A-Za-z@$]{1,2})?(?:
+        \\{1,3}["']((?:[^"'\\\n\r\x00]|\\[^\n"'\x00])*+) | "((?:[^"\\\n\r\x00]|\\[^\n\x00])*+)
+      | '((?:[^'\\\n\r\x00]|\\[^\n\x00])*+) | `([^`\n\x00]*+))
+    | [|>][+-]?\r?\n[ \t]+([^\s\x00]+)
+    | (?:&quot;|&\#3[49];|%2[27]|(?i:bearer|basic|token|apikey|digest|negotiate)[ \t]+)?
+      ([^\s\x00"'`,;<>&|()\[\]{}\\]+))""",
     re.VERBOSE,
 )
 _TYPED = re.compile(rb"[ \t]*+[A-Za-z_][\w.\[\], |?]*?[ \t]*=[ \t]*+(?![=>])")
@@ -144,12 +161,17 @@ _TYPED_REACH = 64
 _PAIRED = re.compile(rb"""\s{0,40}\\?["']?[vV]alue\\?["']?[ \t]{0,8}[:=]""")
 _AFTER_QUOTE = b" \t\r\n,;}])#\\"
 _REST = rb"""[^\s\x00"'`,;<>&|()\[\]{}\\]+"""
-_QUOTED_REST = rb"""(?:[^"'`\\\n\r]|\\[^\n])+"""
-_LINE_REST = rb"""[^\r\n]+"""
+_QUOTED_REST = {mark: rb"(?:[^%b\\\n\r\x00]|\\[^\n\x00])+" % mark for mark in (b'"', b"'", b"`")}
+_BLOCK = 5
+"""The group of `_VALUE` that is a block of YAML; those before it are quoted, the one behind it is not."""
+_LINE_REST = rb"""[^\r\n\x00]+"""
 
 
 def beside(data: bytes, start: int, end: int, hi: int, level: int) -> Iterator[tuple[int, int, str]]:
-    """The value after the telling name found from `start` to `end` (its separator included), when it is a secret, and its rule."""
+    """The value after the telling name found from `start` to `end` (its separator included), when it is a secret, and its rule.
+
+    A value that is none comes without a rule: of a long one the first half is not tried again, that would be quadratic.
+    """
     name_from = start - _trailing(data, start)
     name = data[name_from:end].rstrip(b" \t=:,>\"')]\\\r\n").lstrip(b"-")
     separator = data[end - 1 : end]
@@ -165,17 +187,19 @@ def beside(data: bytes, start: int, end: int, hi: int, level: int) -> Iterator[t
         return
     group = match.lastindex or 0
     first, last = match.span(group)
-    quoted = group <= 3  # noqa: PLR2004 - the first three groups are the quoted ones
+    quoted, block = group < _BLOCK, group == _BLOCK
     value = data[first:last]
     if separator == b"," and not (quoted and judge.no_name(value)):
         return
     tight = not quoted and separator == b"=" and at == first and data[end - 2 : end - 1] not in b" \t"
-    if not judge.is_secret(name, value, quoted=quoted or separator in b" \t" or group == 4, tight=tight, level=level):  # noqa: PLR2004
+    if not judge.is_secret(name, value, quoted=quoted or block or separator in b" \t", tight=tight, level=level):
+        yield first, last, ""
         return
     if level == CREDENTIALS and (not quoted or data[last + 1 : last + 2] not in _AFTER_QUOTE):
         last = _to_line_end(data, first, last, hi)
     elif last - first >= _JUDGED:
-        more = compiled(_QUOTED_REST if quoted else _REST, spans_only=True).match(data, last, min(hi, first + LONGEST_VALUE))
+        rest = _QUOTED_REST.get(data[first - 1 : first], _REST) if quoted else _REST
+        more = compiled(rest, spans_only=True).match(data, last, min(hi, first + LONGEST_VALUE))
         last = more.end() if more is not None else last
     yield first, last, "password" if judge.is_password(name) else "secret"
 
@@ -206,7 +230,7 @@ def _trailing(data: bytes, end: int) -> int:
 
 
 _NETRC = rb"password[ \t\r\n]+([^ \t\r\n]+)"
-_ENV_LINE = rb"""(?m)^[ \t]*(?:export[ \t]+)?[A-Za-z_][\w.]*=(?:"([^"\r\n]+)"|'([^'\r\n]+)'|([^\s"'#][^\r\n]*))"""
+_ENV_LINE = rb"""(?m)^[ \t]*(?:export[ \t]+)?[A-Za-z_][\w.]*=(?:"([^"\r\n]+)"|'([^'\r\n]+)'|([^\s\x00"'#][^\r\n\x00]*))"""
 
 
 def by_format(data: bytes, lo: int, hi: int, form: str) -> Iterator[tuple[int, int, str]]:

@@ -43,7 +43,7 @@ def _window(redactor: Redactor, window: bytes, order: str | None, level: int, *,
     """What the window's own bytes become, and how many of them were used up."""
     view = window if order is None else files.narrow(window, order)
     spans = redactor.spans(view, 0, len(view), level, form=form)
-    cut = len(view) if last else _cut(view, spans)
+    cut = len(view) if last else _cut(redactor, view, spans)
     spans = [span for span in spans if span.end <= cut]
     width = 1 if order is None else 2
     used = len(window) if last else cut * width
@@ -70,10 +70,15 @@ def _replace_wide(redactor: Redactor, window: bytes, view: bytes, spans: list[Sp
     return b"".join([*out, window[at:]])
 
 
-def _cut(view: bytes, spans: list[Span]) -> int:
-    """Where the window ends: behind a line if there is one, and never within a secret."""
-    line = view.rfind(b"\n", BLOCK - _LINE_BACK, BLOCK)
-    cut = line + 1 if line >= 0 else BLOCK
+def line_cut(view: bytes, place: int) -> int:
+    """Behind the last line that ends before `place`, or `place` when that is far."""
+    line = view.rfind(b"\n", max(0, place - _LINE_BACK), place)
+    return line + 1 if line >= 0 else place
+
+
+def _cut(redactor: Redactor, view: bytes, spans: list[Span]) -> int:
+    """Where the window ends: behind a line if there is one, and never within a secret or a pseudonym."""
+    cut = redactor.behind_pseudonym(view, line_cut(view, BLOCK))
     for span in spans:
         if span.start < cut < span.end:
             cut = span.end
@@ -83,6 +88,13 @@ def _cut(view: bytes, spans: list[Span]) -> int:
 _WIDE = rb"(?:[\t\r\n -~]\x00){8,}|(?:[\t\r\n -~]\x00\x00\x00){8,}"
 
 
+def wide_runs(data: bytes, lo: int, hi: int) -> Iterator[tuple[int, bytes]]:
+    """Runs of UTF-16 or UTF-32 in binary content: where each begins, and its text in one byte a character."""
+    for run in compiled(_WIDE, spans_only=True).finditer(data, lo, hi):
+        start, end = run.span()
+        yield start, data[start:end].replace(b"\0", b"")
+
+
 def fired(redactor: Redactor, pieces: Iterable[bytes]) -> set[str]:
     """The rules that fire in binary content; see `Redactor.binary`."""
     rules: set[str] = set()
@@ -90,23 +102,18 @@ def fired(redactor: Redactor, pieces: Iterable[bytes]) -> set[str]:
     for piece in pieces:
         buffer += piece
         while len(buffer) >= BLOCK + OVERLAP:
-            rules |= {span.rule for span in binary_spans(redactor, bytes(buffer), 0, len(buffer))}
+            rules |= _fired_in(redactor, bytes(buffer[: BLOCK + OVERLAP]))
             del buffer[:BLOCK]
-    rules |= {span.rule for span in binary_spans(redactor, bytes(buffer), 0, len(buffer))}
+    return rules | _fired_in(redactor, bytes(buffer))
+
+
+def _fired_in(redactor: Redactor, data: bytes) -> set[str]:
+    rules = {span.rule for span in redactor.spans(data, 0, len(data), files.CODE) if loud_enough(span, data)}
+    for _, text in wide_runs(data, 0, len(data)):
+        rules |= {span.rule for span in redactor.spans(text, 0, len(text), files.CODE) if loud_enough(span, text)}
     return rules
 
 
-def binary_spans(redactor: Redactor, data: bytes, lo: int, hi: int) -> list[Span]:
-    """The secrets in ``data[lo:hi]`` of binary content: what stands beside a telling name must be strong there."""
-    found = [span for span in redactor.spans(data, lo, hi, files.CODE) if _counts(span, data)]
-    for run in compiled(_WIDE, spans_only=True).finditer(data, lo, hi):
-        start, end = run.span()
-        text = data[start:end].replace(b"\0", b"")
-        found += [
-            span._replace(start=start, end=end) for span in redactor.spans(text, 0, len(text), files.CODE) if _counts(span, text)
-        ]
-    return found
-
-
-def _counts(span: Span, data: bytes) -> bool:
+def loud_enough(span: Span, data: bytes) -> bool:
+    """In binary content, where strings are many, what stands beside a telling name must look made by a machine."""
     return span.rule not in ("password", "secret") or judge.is_strong(data[span.start : span.end])

@@ -126,6 +126,8 @@ SHAPED: list[tuple[str, str, str, list[str]]] = [
     ("env", ".env", f"STRANGE={SECRET}\n", [SECRET]),
     ("env", ".env", "APP_PASSWORD=p@ss wo;rd'quote\n", ["wo;rd", "quote"]),
     ("password", "", f'password = "{WEAK}"\n', [WEAK]),
+    ("password", "", 'password = "ab\\"' + WEAK + '"', [WEAK]),
+    ("password", "", f'password = "{WEAK * 80}\'{WEAK}"', [WEAK]),
     ("password", "", f"db_password: '{WEAK}'\n", [WEAK]),
     ("password", "", f'{{"password": "{WEAK}"}}', [WEAK]),
     ("password", "", f'{{\\"password\\": \\"{WEAK}\\"}}', [WEAK]),
