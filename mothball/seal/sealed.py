@@ -98,9 +98,9 @@ def unseal_file(
         raise InvalidParams("unseal with an identity or with a passphrase: one of both")
     keys = [key for data in identities for key in age.parse_identities(data)]
     target = check_new(dst or unsealed_name(src))
-    if what_opens(src, with_passphrase=passphrase is not None) != "age":
-        raise InvalidParams(f"{src} is a .stim, not an age file")
     with open_source(src) as source, new_file(target) as out:
+        if _kind(source, with_passphrase=passphrase is not None) != "age":
+            raise InvalidParams(f"{src} is a .stim, not an age file")
         with _named(source.path):
             if passphrase is None:
                 age.decrypt(source.file, out, keys, progress)
@@ -121,13 +121,20 @@ def unsealed_name(src: Path, kind: Kind = "age") -> Path:
 def what_opens(src: Path, *, with_passphrase: bool) -> Kind:
     """What `src` is; `SealError` when it is no sealed file, or is sealed for the other kind of key."""
     with open_source(src) as source:
-        if source.file.read(len(stim.MAGIC)) == stim.MAGIC:
-            if not with_passphrase:
-                raise SealError(what=str(source.path), reason="a .stim has a password; open it with --passphrase")
-            return "stim"
-        source.file.seek(0)
-        with _named(source.path):
-            wants = read_header(dearmored(source.file)).passphrase
+        return _kind(source, with_passphrase=with_passphrase)
+
+
+def _kind(source: Source, *, with_passphrase: bool) -> Kind:
+    """`what_opens` of an open file, which stands at its beginning afterwards. Its header is bounded from here on."""
+    stim_file = source.file.read(len(stim.MAGIC)) == stim.MAGIC
+    source.file.seek(0)
+    if stim_file:
+        if not with_passphrase:
+            raise SealError(what=str(source.path), reason="a .stim has a password; open it with --passphrase")
+        return "stim"
+    with _named(source.path):
+        wants = read_header(dearmored(source.file)).passphrase
+    source.file.seek(0)
     if wants and not with_passphrase:
         raise SealError(what=str(source.path), reason="it is sealed with a passphrase; open it with --passphrase")
     if with_passphrase and not wants:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pyrage
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mothball.errors import AlreadyExists, InvalidParams, MothballError, NoSpace, OperationFailed, SealError
 from mothball.seal import age, age_scrypt, sealed
@@ -374,3 +376,26 @@ def test_an_ssh_key_opens_what_was_sealed_to_it(clear: Path, tmp_path: Path) -> 
     assert unseal_file(tmp_path / "s.age", identities=[private]).path.read_bytes() == CLEAR
     with pytest.raises(SealError, match="none of the keys given"):
         unseal_file(tmp_path / "s.age", tmp_path / "t", identities=[ssh_key()[0]])
+
+
+SMALL = pyrage.encrypt(b"a short secret", [KEY.to_public(), OTHER.to_public()])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, len(SMALL) - 1), st.binary(min_size=1, max_size=40), st.booleans())
+def test_a_file_for_keys_with_anything_written_over_it_never_opens_to_something_else(at: int, over: bytes, cut: bool) -> None:
+    data = bytearray(SMALL)
+    data[at : at + len(over)] = over
+    out = io.BytesIO()
+    try:
+        age.decrypt(io.BytesIO(bytes(data[:at] if cut else data)), out, [KEY])
+        assert out.getvalue() == b"a short secret"
+    except SealError as error:
+        assert error.message.isprintable()
+
+
+def test_a_stim_is_not_opened_as_an_age_file(tmp_path: Path) -> None:
+    write_stim(tmp_path / "s.stim", b"{}", bytes(1024), PASSPHRASE)
+    with pytest.raises(InvalidParams, match="not an age file"):
+        unseal_file(tmp_path / "s.stim", tmp_path / "out", passphrase=PASSPHRASE)
+    assert names(tmp_path) == ["s.stim"]
