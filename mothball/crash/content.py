@@ -1,4 +1,8 @@
-"""What goes into a crash package: the capture's files by frames, decompressed ahead, each held against its sha256."""
+"""What goes into a crash package: the capture's files by frames, decompressed and looked through ahead, held against their sha256.
+
+A frame holds many files. Looking through it as a whole for what could be a secret takes a fraction of looking through each file,
+and happens beside the writing. Only files in which something may stand are then redacted one by one.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +12,52 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mothball.errors import Corrupt
+from mothball.redact.files import CREDENTIALS
 from mothball.store.merge import Found
 from mothball.store.read import show
 from mothball.store.toc import read_frame
 from mothball.store.tree import Tree
 
+if TYPE_CHECKING:
+    from mothball.redact.engine import Redactor
+
 FRAME_BUDGET: Final = 256 * 1024**2
 """Most bytes of decompressed frames kept at once; two frames are kept whatever their size."""
+_AHEAD: Final = 2
+_LEAST_KEPT: Final = 2
+
+
+class _Frame(NamedTuple):
+    """A decompressed frame, and where something that may be a secret begins and ends, in rising order."""
+
+    data: bytes
+    starts: list[int]
+    ends: list[int]
+
+
+class Whole(NamedTuple):
+    """A file that lies in one frame; `plain` when nothing in it looked like a secret by any standard."""
+
+    data: bytes
+    plain: bool
 
 
 class Contents:
     """The content of a capture's files, asked for in the order of their paths. Use as a context manager, from one thread.
 
     A walk by paths reads forward in every layer and goes back and forth among the layers, so the last frames of each are kept, and
-    the next one of the layer that was read last is decompressed by a thread.
+    the next ones of the layer that was read last are prepared by threads.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, redactor: Redactor) -> None:
         self._tree = tree
-        self._frames: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._coming: tuple[tuple[int, int], Future[bytes]] | None = None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="package-frames")
+        self._redactor = redactor
+        self._frames: OrderedDict[tuple[int, int], _Frame] = OrderedDict()
+        self._coming: dict[tuple[int, int], Future[_Frame]] = {}
+        self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="package-frames")
 
     def __enter__(self) -> Contents:
         return self
@@ -39,19 +65,23 @@ class Contents:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._frames.clear()
+        self._coming.clear()
 
-    def whole(self, found: Found) -> bytes | None:
+    def whole(self, found: Found) -> Whole | None:
         """The content of a file that lies in one frame, verified; None for one that does not. Raises `Corrupt`."""
         row = found.row
         if not row.size:
-            return b""
+            return Whole(b"", plain=True)
         frame = self._frame(found.layer, row.frame)
-        content = frame[row.offset : row.offset + row.size]
+        begin, end = row.offset, row.offset + row.size
+        content = frame.data[begin:end]
         if len(content) != row.size:
             return None
         if sha256(content).digest() != row.sha256:
             raise self._mismatch(found)
-        return content
+        # The first place that ends behind the file's beginning: plain when it begins behind the file's end.
+        place = bisect_right(frame.ends, begin)
+        return Whole(content, plain=place == len(frame.starts) or frame.starts[place] >= end)
 
     def pieces(self, found: Found) -> Iterator[bytes]:
         """The content of a file of any size, frame by frame. It was verified when the iteration ends; `Corrupt` ends it else."""
@@ -65,7 +95,7 @@ class Contents:
             if number >= len(layer.toc.frames):
                 raise layer.toc.corrupt(f"{show(row.path)} claims content outside its frames")
             start = place - starts[number]
-            piece = self._frame(found.layer, number)[start : start + left]
+            piece = self._frame(found.layer, number).data[start : start + left]
             sha.update(piece)
             place += len(piece)
             left -= len(piece)
@@ -79,29 +109,37 @@ class Contents:
         reason = f"the content of {show(found.row.path)} does not match its sha256"
         return Corrupt(what=f"layer {layer.digest}", reason=reason, digest=layer.digest)
 
-    def _frame(self, layer: int, number: int) -> bytes:
+    def _frame(self, layer: int, number: int) -> _Frame:
         key = (layer, number)
-        data = self._frames.get(key)
-        if data is not None:
-            return data
-        if self._coming is not None and self._coming[0] == key:
-            data = self._coming[1].result()
-        else:
-            data = self._read(key)
-        self._keep(key, data)
-        following = (layer, number + 1)
-        if number + 1 < len(self._tree.layers[layer].toc.frames) and following not in self._frames:
-            self._coming = following, self._pool.submit(self._read, following)
-        return data
-
-    def _keep(self, key: tuple[int, int], data: bytes) -> None:
+        frame = self._frames.get(key)
+        if frame is not None:
+            return frame
+        coming = self._coming.pop(key, None)
+        last = len(self._tree.layers[layer].toc.frames)
+        # What was prepared for another layer is not waited for: it would be asked for again.
+        for following in ((layer, each) for each in range(number + 1, min(number + 1 + _AHEAD, last))):
+            if following not in self._frames and following not in self._coming and len(self._coming) < 2 * _AHEAD:
+                self._coming[following] = self._pool.submit(self._read, following)
+        frame = self._read(key) if coming is None else coming.result()
         # The frames before the last one of a layer are done with: content lies in the order of paths.
-        for old in [each for each in self._frames if each[0] == key[0] and each[1] < key[1] - 1]:
+        for old in [each for each in self._frames if each[0] == layer and each[1] < number - 1]:
             del self._frames[old]
-        self._frames[key] = data
-        while len(self._frames) > 2 and sum(map(len, self._frames.values())) > FRAME_BUDGET:  # noqa: PLR2004 - see above
+        for old in [each for each in self._coming if each[0] == layer and each[1] < number]:
+            self._coming.pop(old).cancel()
+        self._frames[key] = frame
+        while len(self._frames) > _LEAST_KEPT and sum(len(each.data) for each in self._frames.values()) > FRAME_BUDGET:
             self._frames.popitem(last=False)
+        return frame
 
-    def _read(self, key: tuple[int, int]) -> bytes:
+    def _read(self, key: tuple[int, int]) -> _Frame:
         layer = self._tree.layers[key[0]]
-        return read_frame(layer.file, layer.toc, key[1])
+        data = read_frame(layer.file, layer.toc, key[1])
+        # By the strictest standard, that of files for credentials: what is none by it is none by that of any file.
+        spans = self._redactor.spans(data, 0, len(data), CREDENTIALS)
+        return _Frame(data, [span.start for span in spans], [span.end for span in spans])
+
+
+def any_secret(redactor: Redactor, names: list[bytes]) -> bool:
+    """True when one of `names` may hold a secret; asked of many together."""
+    joined = b"\n".join(names)
+    return bool(redactor.spans(joined, 0, len(joined), CREDENTIALS))

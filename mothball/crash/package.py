@@ -10,20 +10,23 @@ the comment of its PAX header, which every tar passes over.
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import os
-import tarfile
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
 from mothball.crash.facts import Packaged, PackageFacts
+from mothball.crash.outfile import OutFile, write_at
 from mothball.crash.packages import CLEAR, SEALED
-from mothball.crash.packing import Binaries, Packer
-from mothball.errors import AlreadyExists, InvalidParams, Oversize, Unredacted
+from mothball.crash.packing import Before, Binaries, Key, Packer
+from mothball.crash.scanning import scan_package, unredacted
+from mothball.errors import AlreadyExists, InvalidParams, Oversize
 from mothball.package.target import check_new
 from mothball.redact.files import is_credentials
 from mothball.seal.newfile import new_file
@@ -31,7 +34,6 @@ from mothball.store import Store
 from mothball.store.artifact import REPORT_LIMIT, check_crash_name
 from mothball.store.foreign import read_json
 from mothball.store.manifest import canonical
-from mothball.store.read import show
 from mothball.store.tarhead import BLOCK, header, padded
 from mothball.store.tree import Tree
 
@@ -57,7 +59,8 @@ LEARN_LIMIT: Final = 1024**2
 """Bytes of a credential file that are read for values to look for everywhere."""
 MAX_CONFIG: Final = 4 * 1024**2
 _PIECE: Final = 4 * 1024**2
-_TOLD: Final = 5
+_COPY: Final = 64 * 1024**2
+_NO_COPY: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _COMMENT: Final = b"a crash report by Mothball; unpacked it is a bundle for runc"
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o644
@@ -136,7 +139,9 @@ def _write(
 ) -> Packaged:
     with Tree.open(store, digest) as tree, new_file(place) as out, ExitStack() as stack, _no_cycle_collection():
         clear = out if seal is None else _unnamed(place.parent, stack)
-        made = _Package(tree, clear, report, config, redactor, binaries, base, sync=store.fsync and seal is None, tick=tick)
+        made = _Package(
+            tree, clear, report, config, redactor, binaries, base, folder=place.parent, sync=store.fsync and seal is None, tick=tick
+        )
         facts, data = made.write()
         if seal is not None:
             tick(step="seal", bytes=0)
@@ -160,6 +165,7 @@ class _Package:
         binaries: Binaries,
         base: Base | None,
         *,
+        folder: Path,
         sync: bool,
         tick: Tick,
     ) -> None:
@@ -170,20 +176,25 @@ class _Package:
         self._config = _redacted_config(config, redactor)
         self._binaries = binaries
         self._base = base
+        self._folder = folder
         self._sync = sync
         self._tick = tick
+        self._shift = 0
+        self._packer: Packer
 
     def write(self) -> tuple[PackageFacts, bytes]:
         """Pack and scan; once more when the scan knows values that the packing came to know too late. Raises `Unredacted`."""
         self._learn()
-        facts, data = self._pack("pack")
+        facts, data = self._pack("pack", None)
         if found := self._scan():
             # A password that stands in app.py plainly and is a secret only by what config.py says of it: now it is known.
             self._redactor.remember()
-            facts, data = self._pack("again")
+            with tempfile.TemporaryFile("w+b", buffering=0, dir=self._folder) as before:
+                self._copy_to(before.fileno())
+                facts, data = self._pack("again", self._untouched(before.fileno(), found))
             found = self._scan()
         if found:
-            raise self._unredacted(found)
+            raise unredacted(self._out, found)
         return facts, data
 
     def _learn(self) -> None:
@@ -197,28 +208,52 @@ class _Package:
                         with self._tree.open_file(path) as file:
                             self._redactor.learn(path, file.read(LEARN_LIMIT))
 
-    def _pack(self, step: str) -> tuple[PackageFacts, bytes]:
+    def _pack(self, step: str, before: Before | None) -> tuple[PackageFacts, bytes]:
         out, base = self._out, self._base
         room = len(_head(self._checked(PackageFacts()), self._config, 0)) + ROOM
         out.truncate(0)
-        out.seek(room)
 
         def progress(**done: Any) -> None:
             self._tick(step=step, **done)
 
         progress(entries=0, bytes=0)
-        packer = Packer(self._tree, out, self._redactor, binaries=self._binaries, sync=self._sync, progress=progress)
         name = None if base is None else f"{self._redactor.text(base.reference)} {base.digest}"
-        facts = packer.run(() if base is None else base.entries(), name)
-        out.flush()
+        with OutFile(out, room, sync=self._sync) as body:
+            packer = Packer(self._tree, body, self._redactor, binaries=self._binaries, before=before, progress=progress)
+            facts = packer.run(() if base is None else base.entries(), name)
         data = self._checked(facts)
         head = _head(data, self._config, room)
-        if len(head) > room:
+        self._shift = max(0, len(head) - room)
+        if self._shift:
             self._move(room, len(head))
-        out.seek(0)
-        out.write(head)
-        out.flush()
+        write_at(out.fileno(), head, 0)
+        self._packer = packer
         return facts, data
+
+    def _untouched(self, fd: int, found: list[Finding]) -> Before | None:
+        """What of the package need not be written anew: the files in whose content nothing was found, if all was in content.
+
+        None when something stands in a name: then others are renamed with it. The report is always made anew.
+        """
+        packed = sorted(self._packer.files.items(), key=lambda item: item[1].start)
+        starts = [each.start + self._shift for _, each in packed]
+        touched: set[Key] = set()
+        for finding in found:
+            place = bisect_right(starts, finding.offset) - 1
+            if place < 0:
+                if finding.offset >= self._packer.borders[0] + self._shift:
+                    return None
+                continue
+            key, file = packed[place]
+            if not file.content + self._shift <= finding.offset < file.content + self._shift + padded(file.size):
+                return None
+            touched.add(key)
+        files = {
+            key: file._replace(start=file.start + self._shift, content=file.content + self._shift)
+            for key, file in packed
+            if key not in touched
+        }
+        return Before(fd, files, self._packer.left)
 
     def _checked(self, facts: PackageFacts) -> bytes:
         data = self._report(facts)
@@ -233,40 +268,28 @@ class _Package:
         while place > start:
             size = min(_PIECE, place - start)
             place -= size
-            _pwrite(fd, os.pread(fd, size, place), place + to - start)
+            write_at(fd, os.pread(fd, size, place), place + to - start)
             self._tick(step="move", bytes=place)
 
+    def _copy_to(self, fd: int) -> None:
+        """Copy what is written to another file of the same folder."""
+        place, size = 0, os.fstat(self._out.fileno()).st_size
+        while place < size:
+            try:
+                count = os.copy_file_range(self._out.fileno(), fd, min(_COPY, size - place), place, place)
+            except OSError as error:
+                if error.errno not in _NO_COPY:
+                    raise
+                piece = os.pread(self._out.fileno(), _PIECE, place)
+                write_at(fd, piece, place)
+                count = len(piece)
+            place += count
+            self._tick(step="again", entries=0, bytes=place)
+
     def _scan(self) -> list[Finding]:
-        """What the rules and all values that are known by now find in the finished bytes."""
-        from mothball.redact.rescan import Rescan
-
-        scan = Rescan(self._redactor)
-        fd, place = self._out.fileno(), 0
-        while piece := os.pread(fd, _PIECE, place):
-            scan.feed(piece)
-            place += len(piece)
-            self._tick(step="scan", bytes=place)
-        return scan.finish()
-
-    def _unredacted(self, found: list[Finding]) -> Unredacted:
-        """Says where, but never what."""
-        places = sorted({f"{finding.rule} in {self._member(finding.offset)}" for finding in found[:_TOLD]})
-        more = f" and {len(found) - _TOLD} more" if len(found) > _TOLD else ""
-        return Unredacted(
-            what="the crash package",
-            reason=f"its finished bytes still hold what looks like a secret ({'; '.join(places)}{more}), so nothing was published. "
-            "Leave that file out with .mothballignore, package without binaries, or allow the value in the redaction rules",
-        )
-
-    def _member(self, offset: int) -> str:
-        self._out.seek(0)
-        with tarfile.open(fileobj=self._out, mode="r:") as tar:
-            for member in tar:
-                if offset < member.offset_data:
-                    return "the name of a file"  # which is not repeated here
-                if offset < member.offset_data + padded(member.size if member.isreg() else 0):
-                    return show(os.fsencode(member.name))[:200]
-        return "the end of the archive"
+        fd = self._out.fileno()
+        borders = [0, *(place + self._shift for place in self._packer.borders[1:]), os.fstat(fd).st_size]
+        return scan_package(fd, borders, self._redactor, self._tick)
 
 
 def _head(data: bytes, config: bytes, room: int) -> bytes:
@@ -303,13 +326,6 @@ def _redacted_config(config: bytes, redactor: Redactor) -> bytes:
 def _unnamed(folder: Path, stack: ExitStack) -> BinaryIO:
     """A file without a name in `folder`: a clear package that is to be sealed must not outlive its writer."""
     return cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile("w+b", buffering=_PIECE, dir=folder)))
-
-
-def _pwrite(fd: int, data: bytes, place: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, place)
-        view, place = view[count:], place + count
 
 
 def _digest(file: BinaryIO) -> str:

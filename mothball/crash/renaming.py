@@ -23,7 +23,8 @@ class Renaming:
         self._folders: dict[bytes, bytes] = {b"": b""}
         self._names: dict[bytes, bytes] = {}
         self._given: dict[bytes, bytes] = {}
-        self.changed = 0
+        self.plain = False
+        """Set by who knows that the names it asks for hold no secret: they are not looked at again."""
 
     def folder(self, path: bytes) -> bytes:
         """The new path of the folder `path`, remembered for what lies in it."""
@@ -35,7 +36,7 @@ class Renaming:
         if not path:
             return path
         above, slash, name = path.rpartition(b"/")
-        new = self._names.get(name)
+        new = name if self.plain else self._names.get(name)
         if new is None:
             new = self._names[name] = _short(self._redact(name))
         parent = self._folders.get(above)
@@ -45,7 +46,6 @@ class Renaming:
             return path
         if new != name:
             new = self._free(above + slash, new, path)
-            self.changed += 1
         return parent + slash + new
 
     def _free(self, above: bytes, name: bytes, path: bytes) -> bytes:
