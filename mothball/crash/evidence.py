@@ -56,12 +56,15 @@ def collect(given: Given, *, workspace: Subject, settings: Settings, driver: Dri
 
     Parts: exit, cgroup, log, processes, environment, runtime, host. One that could not be had is ``{"error": why}``.
     """
-    pid, stranger = _process(given.pid, workspace.runtime, root)
+
+    def process() -> tuple[int | None, str]:
+        return _process(given.pid, workspace.runtime, root)  # within a part: it looks at the disk, which may hang
+
     parts: dict[str, Callable[[], Part | None]] = {
-        "cgroup": lambda: cgroup.of(given.cgroup, pid),
+        "cgroup": lambda: cgroup.of(given.cgroup, process()[0]),
         "runtime": lambda: _runtime(driver),
-        "processes": lambda: processes_in.living(root, pid),
-        "environment": lambda: _environment(given, pid, settings.crash_env, stranger),
+        "processes": lambda: processes_in.living(root, process()[0]),
+        "environment": lambda: _environment(given, *process(), settings.crash_env),
         "log": lambda: None if given.log is None else logtail.tail(given.log, root=root, settings=settings),
         "host": lambda: _host(settings, root),
     }
@@ -176,7 +179,7 @@ def _runtime(driver: Driver | None) -> Part:
     return out
 
 
-def _environment(given: Given, pid: int | None, allowed: tuple[str, ...], stranger: str) -> Part:
+def _environment(given: Given, pid: int | None, stranger: str, allowed: tuple[str, ...]) -> Part:
     """The variables that the setting ``crash_env`` names; of the others only how many there were."""
     source, env = "given", given.env
     if env is None:

@@ -389,6 +389,14 @@ def test_what_cannot_be_had_says_why_and_raises_nothing(conf: Settings, tmp_path
     assert found["host"]["disk"]["workspace"] == {"error": "not there"}
 
 
+def test_a_directory_that_is_a_loop_of_links_raises_nothing(conf: Settings, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    found = gather(Given(pid=os.getppid(), exit_code=1, log="x"), tmp_path / "a", conf)
+    assert set(found["log"]) == {"error"}
+    assert found["exit"]["code"] == 1
+
+
 def test_figures_that_were_taken_before_the_cgroup_went_are_kept(place: Path, conf: Settings) -> None:
     found = gather(Given(signal=9, cgroup={"oom_kills": 1, "own": True, "memory_peak": 5, "deep": {"no": 1}}), place, conf)
     assert found["cgroup"] == {"oom_kills": 1, "own": True, "memory_peak": 5}
