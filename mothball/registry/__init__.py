@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from mothball.registry.budget import Budget, BudgetState, Reservation
+from mothball.registry.caches import CacheLease, Caches, LastPrune
 from mothball.registry.connection import Connection
 from mothball.registry.counters import Counters
 from mothball.registry.crashes import Crash, Crashes
@@ -48,6 +49,7 @@ __all__ = [
     "Adopt",
     "Beat",
     "BudgetState",
+    "CacheLease",
     "CancelResult",
     "Claim",
     "Crash",
@@ -57,6 +59,7 @@ __all__ = [
     "Host",
     "HostCheck",
     "Job",
+    "LastPrune",
     "PolicyBook",
     "RebuildResult",
     "Recovered",
@@ -90,6 +93,7 @@ class Registry:
         self.rebuilds = Rebuilds(scripts, self.workspaces)
         self.crashes = Crashes(self._connection, scripts, settings)
         self.budget = Budget(self._connection, scripts, settings)
+        self.caches = Caches(self._connection, scripts, settings)
         self.sessions = Sessions(self._connection, settings)
 
     @classmethod
