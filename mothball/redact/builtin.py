@@ -26,7 +26,7 @@ def _mixed(value: bytes) -> bool:
 
 def _bearer(value: bytes) -> bool:
     """What stands behind ``Bearer`` or ``Basic``, when it is no word of a sentence."""
-    return is_strong(value) or _is_basic(value) or (len(value) >= 16 and _mixed(value))  # noqa: PLR2004
+    return is_strong(value) or _is_basic(value) or (len(value) >= 16 and _mixed(value) and b"//" not in value)  # noqa: PLR2004
 
 
 def _is_basic(value: bytes) -> bool:

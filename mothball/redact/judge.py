@@ -130,6 +130,8 @@ def is_secret(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: in
         return False
     if level == CREDENTIALS:
         return True
+    if not quoted and level == CODE and _is_name(value):
+        return False
     if _SAYS_NOT.search(name[-64:]):
         return is_strong(value)
     plain = value.lower()
@@ -145,10 +147,13 @@ def is_secret(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: in
     return _literal(name, value, quoted=quoted, tight=tight, level=level)
 
 
+def _is_name(value: bytes) -> bool:
+    """``argon2id.PASSWD_MIN``, ``crypto_pwhash_scrypt_SALTBYTES``: what code calls something, though it has digits."""
+    return _DOTTED.match(value) is not None or (value.count(b"_") > 1 and _IDENTIFIER.match(value) is not None)
+
+
 def _unquoted(value: bytes) -> bool:
     """In code, without quotes: an expression unless it can hardly be one."""
-    if _DOTTED.match(value):
-        return False
     if _IDENTIFIER.match(value) and _digits(value) < 3:  # noqa: PLR2004 - `sha256`-like names have up to three digits
         return False
     return is_strong(value) or (len(value) >= LEAST_TOKEN and _classes(value) == _ALL_CLASSES and not _CODE.search(value))

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from mothball.redact import judge
-from mothball.redact.patterns import compiled, quoted
+from mothball.redact.patterns import compiled, places, quoted
 
 _PATTERN_BYTES = 128 * 1024
 LONGEST = 8 * 1024
@@ -27,8 +27,7 @@ class Known:
     def spans(self, data: bytes, lo: int, hi: int) -> Iterator[tuple[int, int]]:
         """Each place in ``data[lo:hi]`` where one of the values stands."""
         for finder in self._finders:
-            for match in finder.finditer(data, lo, hi):
-                yield match.span()
+            yield from places(finder, data, lo, hi)
 
 
 @lru_cache(maxsize=16)

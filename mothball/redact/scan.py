@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mothball.redact import tokens
 from mothball.redact.builtin import KEY_MARKS, URL_MARK, WORDS
 from mothball.redact.files import CODE
-from mothball.redact.patterns import compiled, escaped
+from mothball.redact.patterns import compiled, escaped, places
 from mothball.redact.rules import Rule, Rules
 
 REACH = 32 * 1024
@@ -66,8 +66,8 @@ class Scanner:
         hi = len(data) if hi is None else hi
         found = _Finding(self, data, lo, hi, level)
         at = found.at
-        for hit in self.finder.finditer(data, lo, hi):
-            at(*hit.span())
+        for start, end in places(self.finder, data, lo, hi):
+            at(start, end)
         for rank, rule, pattern in self._own:
             if rule.keywords and not any(data.find(word, lo, hi) >= 0 for word in rule.keywords):
                 continue
@@ -148,9 +148,9 @@ class _Finding:
         if end - start <= _SWALLOWS:
             return
         place, limit = start + 1, min(self.hi, end + _LOOKAHEAD)
-        while (hit := self.scanner.finder.search(self.data, place, limit)) is not None and hit.start() < end:
-            self._try(*hit.span())
-            place = hit.start() + 1
+        while (hit := next(places(self.scanner.finder, self.data, place, limit), None)) is not None and hit[0] < end:
+            self._try(*hit)
+            place = hit[0] + 1
 
     def _try(self, start: int, end: int) -> None:
         word = self.data[start:end]

@@ -159,6 +159,7 @@ _VALUE = re.compile(
 _TYPED = re.compile(rb"[ \t]*+[A-Za-z_][\w.\[\], |?]*?[ \t]*=[ \t]*+(?![=>])")
 _TYPED_REACH = 64
 _PAIRED = re.compile(rb"""\s{0,40}\\?["']?[vV]alue\\?["']?[ \t]{0,8}[:=]""")
+_CALLS = (b"(", b"[", b"{")
 _AFTER_QUOTE = b" \t\r\n,;}])#\\"
 _REST = rb"""[^\s\x00"'`,;<>&|()\[\]{}\\]+"""
 _QUOTED_REST = {mark: rb"(?:[^%b\\\n\r\x00]|\\[^\n\x00])+" % mark for mark in (b'"', b"'", b"`")}
@@ -189,6 +190,8 @@ def beside(data: bytes, start: int, end: int, hi: int, level: int) -> Iterator[t
     first, last = match.span(group)
     quoted, block = group < _BLOCK, group == _BLOCK
     value = data[first:last]
+    if not quoted and level != CREDENTIALS and data[last : last + 1] in _CALLS and last < hi:
+        return  # a call, an index: an expression
     if separator == b"," and not (quoted and judge.no_name(value)):
         return
     tight = not quoted and separator == b"=" and at == first and data[end - 2 : end - 1] not in b" \t"
