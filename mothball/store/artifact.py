@@ -48,8 +48,8 @@ def is_crash(name: str) -> bool:
 def no_image(name: str) -> InvalidParams:
     """The error for whoever wants the crash report `name` (or its digest) as an image or a tar."""
     return InvalidParams(
-        f"{name} is a crash report and no image, and nothing was written: `mothball fetch` writes its package, which runc runs; "
-        "its files as they were captured are for `mothball restore`, `files`, `cat` and `diff`, here, with the same name"
+        f"{name} is a crash report and no image, and nothing was written: `mothball crash-reports fetch` writes its package, which "
+        "runc runs; its files as they were captured are for `mothball restore`, `files`, `cat` and `diff`, here, with the same name"
     )
 
 

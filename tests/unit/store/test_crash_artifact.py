@@ -222,7 +222,7 @@ def test_a_snapshot_of_latest_and_a_report_live_side_by_side(store: Store) -> No
 def test_an_export_of_a_report_is_refused_and_says_what_to_use(store: Store, tmp_path: Path) -> None:
     capture(store, layer({b"a": File(b"one")}), workspace="w")
     digest, _ = crash(store)
-    with pytest.raises(InvalidParams, match="mothball fetch"):
+    with pytest.raises(InvalidParams, match="crash-reports fetch"):
         export_layout(store, digest, tmp_path / "out", name="x")
     assert not (tmp_path / "out").exists()
 
