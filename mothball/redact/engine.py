@@ -75,7 +75,8 @@ class Redactor:
         The very same object when nothing was found.
         """
         if len(data) <= BLOCK and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-            return self._whole(data, files.level_of(name), form=files.form_of(name))
+            level, form = files.judged_as(name)
+            return self._whole(data, level, form=form)
         return b"".join(self.stream((data,), name))
 
     def stream(self, pieces: Iterable[bytes], name: bytes = b"") -> Iterator[bytes]:
@@ -97,10 +98,11 @@ class Redactor:
         """Find the secrets of a file, and from now on find the same values wherever they stand. Counts nothing."""
         order = files.utf16(data)
         view = data if order is None else files.narrow(data, order)
-        found = self._scanner.spans(view, 0, len(view), files.level_of(name))
+        level, form = files.judged_as(name)
+        found = self._scanner.spans(view, 0, len(view), level)
         places = [
             *((span.start, span.end) for span in found),
-            *(row[:2] for row in by_format(view, 0, len(view), files.form_of(name))),
+            *(row[:2] for row in by_format(view, 0, len(view), form)),
         ]
         with self._lock:
             self._learned.update(value for value in (view[start:end] for start, end in places) if judge.is_distinct(value))

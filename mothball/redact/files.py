@@ -46,15 +46,9 @@ _CREDENTIALS = frozenset(
         b".databrickscfg",
     )
 )
-_CREDENTIAL_ENDS = (
-    b".git/config",
-    b".docker/config.json",
-    b".kube/config",
-    b"/.git/credentials",
-    b".env",
-    b".tfvars",
-    b".tfvars.json",
-)
+_CREDENTIAL_ENDS = (b".env", b".tfvars", b".tfvars.json")
+_TOOLS = {b"config": b"/.", b"config.json": b"/.docker/"}
+"""Names that count as credentials only in the folder of a tool: ``.git/config``, ``.git/modules/x/config``, ``.aws/config``."""
 _CONFIG_ENDS = (
     b".ini",
     b".cfg",
@@ -88,38 +82,39 @@ def utf16(head: bytes) -> str | None:
     return "big" if head[:2] == _BIG else None
 
 
-@lru_cache(maxsize=4096)
-def _of_base(base: bytes) -> int:
-    if base in _CREDENTIALS or (base.startswith(_ENV_PREFIX) and not base.endswith((b".example", b".sample", b".template"))):
-        return CREDENTIALS
-    return CONFIG if base.endswith(_CONFIG_ENDS) or base in _ENVIRON else CODE
+@lru_cache(maxsize=8192)
+def _of_base(base: bytes) -> tuple[int, str]:
+    base = base.lower()
+    if base in _NETRC:
+        return CREDENTIALS, "netrc"
+    env = "env" if base in _ENVS or base.endswith(b".env") or base.startswith(_ENV_PREFIX) else ""
+    sample = base.endswith((b".example", b".sample", b".template"))
+    if not sample and (env or base in _CREDENTIALS or base.endswith(_CREDENTIAL_ENDS)):
+        return CREDENTIALS, env
+    return CONFIG if env or base.endswith(_CONFIG_ENDS) or base in _ENVIRON else CODE, env
+
+
+def judged_as(name: bytes) -> tuple[int, str]:
+    """For a file's name or path: its level (`CODE` to `CREDENTIALS`), and ``netrc`` or ``env`` when its format tells more."""
+    folder, _, base = name.rpartition(b"/")
+    if base in _TOOLS and _TOOLS[base] in b"/" + folder + b"/":
+        return CREDENTIALS, ""
+    return _of_base(base)
 
 
 def level_of(name: bytes) -> int:
     """`CREDENTIALS`, `CONFIG` or `CODE` for a file's name or path."""
-    if not name:
-        return CODE
-    folded = name[-64:].lower()
-    if folded.endswith(_CREDENTIAL_ENDS):
-        return CREDENTIALS
-    return _of_base(folded.rpartition(b"/")[2])
+    return judged_as(name)[0]
+
+
+def form_of(name: bytes) -> str:
+    """``netrc`` or ``env`` for a file's name or path when its format tells more than its lines do, else an empty text."""
+    return judged_as(name)[1]
 
 
 def is_credentials(name: bytes) -> bool:
     """True for the name or path of a file whose purpose is to hold credentials: `Redactor.learn` reads it before the others."""
     return level_of(name) == CREDENTIALS
-
-
-@lru_cache(maxsize=4096)
-def _form_of_base(base: bytes) -> str:
-    if base in _NETRC:
-        return "netrc"
-    return "env" if base in _ENVS or base.endswith(b".env") or base.startswith(_ENV_PREFIX) else ""
-
-
-def form_of(name: bytes) -> str:
-    """``netrc`` or ``env`` for a file's name or path when its format tells more than its lines do, else an empty text."""
-    return _form_of_base(name[-64:].lower().rpartition(b"/")[2]) if name else ""
 
 
 _OTHER = bytes([0]) + b"\xff" * 255

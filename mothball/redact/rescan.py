@@ -195,7 +195,7 @@ class Rescan:
         return [(span.rule, lo + 2 * span.start) for span in self._spans(view, 0, len(view), region)]
 
     def _spans(self, data: bytes, lo: int, hi: int, region: _Region) -> list[Span]:
-        level, form = files.level_of(region.name), files.form_of(region.name)
+        level, form = files.judged_as(region.name)
         return self._redactor.spans(data, lo, hi, level, form=form, known=self._known)
 
 

@@ -22,7 +22,7 @@ def redacted(redactor: Redactor, pieces: Iterable[bytes], name: bytes) -> Iterat
     buffer = bytearray()
     order: str | None = None
     begun = False
-    level, form = files.level_of(name), files.form_of(name)
+    level, form = files.judged_as(name)
     for piece in pieces:
         buffer += piece
         if not begun and len(buffer) >= 4:  # noqa: PLR2004 - the mark of UTF-16, or of UTF-32
