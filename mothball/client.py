@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mothball import errors
+from mothball.client_caches import CacheCalls
 from mothball.client_crash import CrashCalls
 from mothball.client_lifecycle import LifecycleCalls
 from mothball.handles import FINAL_STATES, CaptureJob, JobHandle, PullJob, PushJob, RestoreJob, SnapshotJob
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["FINAL_STATES", "CaptureJob", "Fleet", "JobHandle", "SnapshotJob"]
 
 
-class Fleet(LifecycleCalls, CrashCalls):
+class Fleet(LifecycleCalls, CrashCalls, CacheCalls):
     """The fleet behind one Redis, as a producer or an operator sees it. Thread-safe; use it as a context manager or `close` it."""
 
     # -- workspaces -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ MODULES = (
     "tasks.collect",
     "tasks.crash_report",
     "tasks.crash_store",
+    "tasks.image_cache",
     "tasks.lifecycle",
     "tasks.maintenance",
     "tasks.notice",

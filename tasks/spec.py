@@ -32,7 +32,7 @@ def _workspace_id(value: str) -> str:
 
 WorkspaceId = Annotated[str, AfterValidator(_workspace_id)]
 """The id of a workspace, as an argument of a task."""
-_NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*\Z")
+_NAME = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*){1,2}\Z")
 _REQUIRED = ("name", "args", "queue", "time_limit", "soft_time_limit")
 _OPTIONAL = {"lane": None, "ignore_result": False, "blames": True, "secret": ()}
 _SHOWN_PROBLEMS = 5
@@ -134,7 +134,7 @@ def check_limits(name: str, soft: Any, hard: Any) -> None:
 
 
 def check_name(name: object, taken: Mapping[str, object]) -> str:
-    """Return `name` when it is an explicit, stable, free task name (``family.verb``), else raise `TypeError`.
+    """Return `name` when it is a stable, free task name (``family.verb``, ``image.cache.prune``), else raise `TypeError`.
 
     Names are in flight during a rolling deploy, so none is ever derived from a module.
     """

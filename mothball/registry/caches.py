@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -40,6 +40,8 @@ class CacheLease(msgspec.Struct, frozen=True):
     by: str
     began: int
     until: int
+    age: int = 0
+    """ms since it began."""
 
 
 class LastPrune(msgspec.Struct, frozen=True):
@@ -84,7 +86,8 @@ class Caches:
         for name, text in found.items():
             parts = _LEASE.match(text)
             if parts and int(parts[2]) > now:
-                out.append(CacheLease(id=name, by=parts[3], began=int(parts[1]), until=int(parts[2])))
+                began = int(parts[1])
+                out.append(CacheLease(id=name, by=parts[3], began=began, until=int(parts[2]), age=max(0, now - began)))
         return sorted(out, key=lambda each: (each.began, each.id))
 
     def _lease(self, verb: str, host: str, folder: str, lease: str, lasts_ms: int, by: str) -> CacheLease:
@@ -114,19 +117,19 @@ class Caches:
                 raise HostOffline(host=host)
         return kept
 
-    def last_used(self, host: str, folder: str) -> dict[str, int]:
-        """How long ago each blob was used, ms by hex digest: at most 50 000. Ages, for file times have another clock."""
-        name = self._key("cache", "used", _cache(host, folder))
-        found: dict[str, int] = {}
+    def ages(self, host: str, folder: str, digests: Sequence[str]) -> list[int | None]:
+        """How long ago each blob was used, ms; None for one whose use nobody reported. Ages, for files have another clock."""
+        if not digests:
+            return []
         with self._connection.guard() as client:
-            seconds, micros = client.time()
-            now = int(seconds) * 1000 + int(micros) // 1000
-            for start in range(0, MAX_USED, _BATCH):
-                page = client.zrange(name, start, start + _BATCH - 1, desc=True, withscores=True)
-                found |= {digest: max(0, now - int(at)) for digest, at in page}
-                if len(page) < _BATCH:
-                    break
-        return found
+            pipe = client.pipeline(transaction=False)
+            pipe.time()
+            for start in range(0, len(digests), _BATCH):
+                names = [each.removeprefix("sha256:") for each in digests[start : start + _BATCH]]
+                pipe.zmscore(self._key("cache", "used", _cache(host, folder)), names)
+            (seconds, micros), *pages = pipe.execute()
+        now = int(seconds) * 1000 + int(micros) // 1000
+        return [None if at is None else max(0, now - int(at)) for page in pages for at in page]
 
     # -- prunes -----------------------------------------------------------------------------------------------------
 
@@ -150,11 +153,15 @@ class Caches:
         except (KeyError, TypeError, ValueError, RecursionError):
             return None
 
+    def give_turn_back(self, host: str, interval_ms: int) -> None:
+        """The turn that `due` gave was of no use: the next caller gets it again."""
+        self._scripts.run("cache_due", check_host(host), interval_ms, offset_ms(host, interval_ms), "back")
+
     def due(self, host: str, interval_ms: int) -> bool:
         """True for one caller per interval; each host's begins at a moment of its own, so that not all prune at once."""
         if interval_ms <= 0:
             raise InvalidParams(f"interval_ms {interval_ms} must be above 0")
-        return bool(self._scripts.run("cache_due", check_host(host), interval_ms, offset_ms(host, interval_ms)))
+        return bool(self._scripts.run("cache_due", check_host(host), interval_ms, offset_ms(host, interval_ms), "take"))
 
     def note_running(self, host: str, folder: str, lane: str, job: str, lasts_ms: int) -> None:
         """Say that `job` is the prune of `lane` that runs now, so that a same request gets its result."""
