@@ -176,7 +176,9 @@ class CrashCalls(Connected):
         record = self.registry.crashes.get(report)
         return self._host_job(SHOW_TASK, record, {})
 
-    def crash_package(self, report: str, *, binaries: Literal["include", "exclude"] = "include", base: str | None = None) -> Any:
+    def crash_package(
+        self, report: str, *, binaries: Literal["include", "exclude"] = "include", base: str | None = None
+    ) -> JobHandle[dict[str, Any]]:
         """Ask for the package of a report that has none; the result is its path on that host, sha256, bytes and files."""
         return self._host_job(PACKAGE_TASK, self.registry.crashes.get(report), {"binaries": binaries, "base": base})
 

@@ -132,3 +132,35 @@ def test_a_plain_producer_files_a_report_and_nobody_sees_its_secret(fleet: Fleet
     told = json.dumps([job.to_dict(), result]) + worker.text()
     told += json.dumps([event.to_dict() for event in fleet.registry.events.list(limit=1000)])
     assert CANARY not in told
+
+
+def test_a_package_with_an_image_around_the_workspace_runs_where_the_workspace_brings_no_shell(
+    fleet: FleetRun, mothball: Command, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        not_permitted("let umoci write images with owners")
+    source = tmp_path / "source"
+    (source / "bin").mkdir(parents=True)
+    shutil.copy(static_busybox(), source / "bin/busybox")
+    for name in ("sh", "cat"):
+        (source / "bin" / name).symlink_to("busybox")
+    image = f"{tmp_path / 'image'}:t"
+    for words in (
+        ("init", "--layout", tmp_path / "image"), ("new", "--image", image), ("insert", "--image", image, source, "/"),
+        ("config", "--image", image, "--config.env", "PATH=/bin"),
+    ):  # fmt: skip
+        subprocess.run([require_tool("umoci"), *map(str, words)], check=True, capture_output=True)
+    folder = fleet.folder / "trees" / "plain"
+    folder.mkdir(parents=True)
+    (folder / "data").write_text("of the workspace\n")
+    fleet.workspace(ID, path=folder)
+    fleet.worker()
+    options = ("--exit-code", "4", "--cmd", "sh -c 'cat data; exit 4'", "--json")
+    filed = mothball("crash-report", ID, *options, "--error", "x", "--base", f"oci:{image}")
+    assert filed.code == 0, filed.err
+    result = filed.json()["result"]
+    done = run_package(result["path"], tmp_path / "elsewhere")
+    assert (done.returncode, done.stdout) == (4, b"of the workspace\n"), done.stderr
+    refused = mothball("crash-report", ID, *options, "--error", "y", "--base", "oci:/etc")
+    assert refused.code != 0
+    assert "path_not_allowed" in refused.err

@@ -584,3 +584,30 @@ def test_evidence_that_is_too_large_for_the_registry_keeps_the_end_of_the_log(
     tail = here.document(result["id"])["evidence"]["log"]
     assert tail["text"].endswith("end\n")
     assert (len(tail["text"]) <= 1000, tail["truncated"]) == (True, True)
+
+
+# -- sealed -----------------------------------------------------------------------------------------------------------------
+
+
+def test_with_recipients_no_clear_package_is_ever_there(make_here: Callable[..., Crashing], tmp_path: Path) -> None:
+    import pyrage
+
+    from mothball.seal.sealed import unseal_file
+
+    identity = pyrage.x25519.Identity.generate()
+    here = make_here(crash_recipients=(str(identity.to_public()),))
+    result = here.file("boom")
+    assert (result["sealed"], here.packages()) == (True, [f"{result['id']}.tar.age"])
+    assert here.crash(f"{result['id']}.tar.age").sealed
+    opened = unseal_file(Path(result["path"]), tmp_path / "open.tar", identities=[str(identity).encode()])
+    found = members(str(opened.path))
+    assert json.loads(found["report.json"]) == here.document(result["id"])
+    assert found["rootfs/workspace/a.txt"] == b"first\n"
+    assert b"first" not in Path(result["path"]).read_bytes()
+
+
+def test_a_recipient_that_is_none_is_said_before_anything_is_captured(make_here: Callable[..., Crashing]) -> None:
+    here = make_here(crash_recipients=("age1nonsense",))
+    assert isinstance(here.fails(here.fleet.crash_report(ID, "boom").id), InvalidParams)
+    assert here.record.generation == 0
+    assert here.packages() == []
