@@ -52,7 +52,7 @@ def test_without_a_command_it_is_that_of_the_image_or_a_shell() -> None:
 
 
 def test_paths_in_the_environment_move_with_the_workspace_and_home_can_be_written() -> None:
-    env = env_of(document(env={"PATH": f"{HOME}/venv/bin:/usr/bin", "HOME": "/root/x", "CI": "1", "PYTHONPATH": HOME}))
+    env = env_of(document(env={"PATH": f"{HOME}/venv/bin:/usr/bin", "HOME": "/elsewhere", "CI": "1", "PYTHONPATH": HOME}))
     assert env == {"PATH": "/workspace/venv/bin:/usr/bin", "HOME": "/tmp", "CI": "1", "PYTHONPATH": "/workspace"}
 
 
