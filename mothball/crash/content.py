@@ -7,7 +7,7 @@ and happens beside the writing. Only files in which something may stand are then
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
@@ -15,9 +15,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mothball.errors import Corrupt
-from mothball.redact.files import CREDENTIALS
+from mothball.redact.files import CODE, level_of
 from mothball.store.merge import Found
 from mothball.store.read import show
+from mothball.store.tarhead import BLOCK
 from mothball.store.toc import read_frame
 from mothball.store.tree import Tree
 
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 
 FRAME_BUDGET: Final = 256 * 1024**2
 """Most bytes of decompressed frames kept at once; two frames are kept whatever their size."""
-_AHEAD: Final = 2
+_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _LEAST_KEPT: Final = 2
+_CHECKED: Final = 256
+_CHECKED_BYTES: Final = 4 * 1024**2
+_AT_ONCE: Final = 8
+"""Portions of files that may wait for their verification; each is at most one frame and some."""
 
 
 class _Frame(NamedTuple):
@@ -39,7 +44,7 @@ class _Frame(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A file that lies in one frame; `plain` when nothing in it looked like a secret by any standard."""
+    """A file that lies in one frame; `plain` when nothing in the frame that looks like a secret touches it."""
 
     data: bytes
     plain: bool
@@ -52,23 +57,35 @@ class Contents:
     the next ones of the layer that was read last are prepared by threads.
     """
 
-    def __init__(self, tree: Tree, redactor: Redactor) -> None:
+    def __init__(self, tree: Tree, redactor: Redactor | None, ahead: int = 2) -> None:
+        """`ahead`: so many frames are prepared before they are asked for. Without `redactor` nothing is said to be plain."""
         self._tree = tree
+        self._ahead = ahead
         self._redactor = redactor
         self._frames: OrderedDict[tuple[int, int], _Frame] = OrderedDict()
         self._coming: dict[tuple[int, int], Future[_Frame]] = {}
-        self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="package-frames")
+        self._unchecked: list[tuple[bytes, Found]] = []
+        self._unchecked_bytes = 0
+        self._checks: deque[Future[None]] = deque()
+        self._pool = ThreadPoolExecutor(max(1, ahead), thread_name_prefix="package-frames")
 
     def __enter__(self) -> Contents:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._frames.clear()
-        self._coming.clear()
+        try:
+            if error is None:
+                self._check(0)
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._frames.clear()
+            self._coming.clear()
 
     def whole(self, found: Found) -> Whole | None:
-        """The content of a file that lies in one frame, verified; None for one that does not. Raises `Corrupt`."""
+        """The content of a file that lies in one frame; None for one that does not.
+
+        It is held against its sha256 beside the work; `Corrupt` comes with a later file, or at the end of the ``with`` block.
+        """
         row = found.row
         if not row.size:
             return Whole(b"", plain=True)
@@ -77,8 +94,10 @@ class Contents:
         content = frame.data[begin:end]
         if len(content) != row.size:
             return None
-        if sha256(content).digest() != row.sha256:
-            raise self._mismatch(found)
+        self._unchecked.append((content, found))
+        self._unchecked_bytes += len(content)
+        if len(self._unchecked) >= _CHECKED or self._unchecked_bytes >= _CHECKED_BYTES:
+            self._check(_AT_ONCE)
         # The first place that ends behind the file's beginning: plain when it begins behind the file's end.
         place = bisect_right(frame.ends, begin)
         return Whole(content, plain=place == len(frame.starts) or frame.starts[place] >= end)
@@ -104,6 +123,19 @@ class Contents:
         if row.size and sha.digest() != row.sha256:
             raise self._mismatch(found)
 
+    def _check(self, left: int) -> None:
+        """Have what was handed out verified; returns when at most `left` portions are still waiting for it."""
+        if self._unchecked:
+            self._checks.append(self._pool.submit(self._verify, self._unchecked))
+            self._unchecked, self._unchecked_bytes = [], 0
+        while len(self._checks) > left:
+            self._checks.popleft().result()
+
+    def _verify(self, files: list[tuple[bytes, Found]]) -> None:
+        for content, found in files:
+            if sha256(content).digest() != found.row.sha256:
+                raise self._mismatch(found)
+
     def _mismatch(self, found: Found) -> Corrupt:
         layer = self._tree.layers[found.layer]
         reason = f"the content of {show(found.row.path)} does not match its sha256"
@@ -117,8 +149,8 @@ class Contents:
         coming = self._coming.pop(key, None)
         last = len(self._tree.layers[layer].toc.frames)
         # What was prepared for another layer is not waited for: it would be asked for again.
-        for following in ((layer, each) for each in range(number + 1, min(number + 1 + _AHEAD, last))):
-            if following not in self._frames and following not in self._coming and len(self._coming) < 2 * _AHEAD:
+        for following in ((layer, each) for each in range(number + 1, min(number + 1 + self._ahead, last))):
+            if following not in self._frames and following not in self._coming and len(self._coming) < 2 * self._ahead:
                 self._coming[following] = self._pool.submit(self._read, following)
         frame = self._read(key) if coming is None else coming.result()
         # The frames before the last one of a layer are done with: content lies in the order of paths.
@@ -134,12 +166,21 @@ class Contents:
     def _read(self, key: tuple[int, int]) -> _Frame:
         layer = self._tree.layers[key[0]]
         data = read_frame(layer.file, layer.toc, key[1])
-        # By the strictest standard, that of files for credentials: what is none by it is none by that of any file.
-        spans = self._redactor.spans(data, 0, len(data), CREDENTIALS)
+        if self._redactor is None:
+            return _Frame(data, [0], [len(data)])
+        spans = self._redactor.spans(data, 0, len(data), CODE)
         return _Frame(data, [span.start for span in spans], [span.end for span in spans])
 
 
 def any_secret(redactor: Redactor, names: list[bytes]) -> bool:
     """True when one of `names` may hold a secret; asked of many together."""
-    joined = b"\n".join(names)
-    return bool(redactor.spans(joined, 0, len(joined), CREDENTIALS))
+    joined = b"\0".join(names)
+    return bool(redactor.spans(joined, 0, len(joined), CODE))
+
+
+def apart(name: bytes, data: bytes) -> bool:
+    """True for a file of which a look at many together does not say whether it is clean.
+
+    Its name sets it a stricter standard, it is UTF-16, or its last byte touches what follows it in the tar.
+    """
+    return len(data) % BLOCK == 0 or level_of(name) != CODE or data[:2] in _MARKS

@@ -15,7 +15,6 @@ import gc
 import hashlib
 import os
 import tempfile
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 from mothball.crash.facts import Packaged, PackageFacts
 from mothball.crash.outfile import OutFile, write_at
 from mothball.crash.packages import CLEAR, SEALED
-from mothball.crash.packing import Before, Binaries, Key, Packer
-from mothball.crash.scanning import scan_package, unredacted
-from mothball.errors import AlreadyExists, InvalidParams, Oversize
+from mothball.crash.packing import Binaries, Key, Packer
+from mothball.crash.scanning import scan_package, scan_ranges, unredacted
+from mothball.errors import AlreadyExists, InvalidParams, OperationFailed, Oversize
 from mothball.package.target import check_new
 from mothball.redact.files import is_credentials
 from mothball.seal.newfile import new_file
@@ -180,22 +179,28 @@ class _Package:
         self._sync = sync
         self._tick = tick
         self._shift = 0
+        self._room = 0
         self._packer: Packer
 
     def write(self) -> tuple[PackageFacts, bytes]:
         """Pack and scan; once more when the scan knows values that the packing came to know too late. Raises `Unredacted`."""
         self._learn()
-        facts, data = self._pack("pack", None)
-        if found := self._scan():
+        self._pack("pack")
+        data = self._finish()
+        if found := self._scan(None):
             # A password that stands in app.py plainly and is a secret only by what config.py says of it: now it is known.
             self._redactor.remember()
-            with tempfile.TemporaryFile("w+b", buffering=0, dir=self._folder) as before:
-                self._copy_to(before.fileno())
-                facts, data = self._pack("again", self._untouched(before.fileno(), found))
-            found = self._scan()
+            touched = None if self._shift else self._packer.touched(finding.offset for finding in found)
+            if touched is None:
+                self._pack("again")
+            else:
+                self._patch(touched)
+            data = self._finish()
+            # What was written anew may have told of more; if not, the rest was scanned for all that is known, byte for byte.
+            found = self._scan(None if touched is None or self._redactor.remember() or self._shift else touched)
         if found:
             raise unredacted(self._out, found)
-        return facts, data
+        return self._packer.facts(), data
 
     def _learn(self) -> None:
         """Read the credential files first: what they hold is a secret wherever else it stands, and files before them come first."""
@@ -208,52 +213,45 @@ class _Package:
                         with self._tree.open_file(path) as file:
                             self._redactor.learn(path, file.read(LEARN_LIMIT))
 
-    def _pack(self, step: str, before: Before | None) -> tuple[PackageFacts, bytes]:
-        out, base = self._out, self._base
-        room = len(_head(self._checked(PackageFacts()), self._config, 0)) + ROOM
-        out.truncate(0)
+    def _pack(self, step: str) -> None:
+        base = self._base
+        self._room = len(_head(self._checked(PackageFacts()), self._config, 0)) + ROOM
+        self._shift = 0
+        self._out.truncate(0)
+        progress = self._progress(step)
+        name = None if base is None else f"{self._redactor.text(base.reference)} {base.digest}"
+        with OutFile(self._out, self._room, sync=self._sync) as body:
+            self._packer = Packer(self._tree, body, self._redactor, binaries=self._binaries, progress=progress)
+            self._packer.run(() if base is None else base.entries(), name)
 
+    def _patch(self, touched: list[Key]) -> None:
+        """Write some files anew, and move what follows them. What lies before the first stays where it is."""
+        if not touched:
+            return
+        self._progress("again")
+        start = self._packer.files[touched[0]].start
+        with tempfile.TemporaryFile("w+b", buffering=0, dir=self._folder) as old:
+            self._copy_from(start, old.fileno())
+            self._out.truncate(start)
+            with OutFile(self._out, start, sync=self._sync) as body:
+                self._packer.patch(touched, body, old.fileno(), start)
+
+    def _progress(self, step: str) -> Tick:
         def progress(**done: Any) -> None:
             self._tick(step=step, **done)
 
         progress(entries=0, bytes=0)
-        name = None if base is None else f"{self._redactor.text(base.reference)} {base.digest}"
-        with OutFile(out, room, sync=self._sync) as body:
-            packer = Packer(self._tree, body, self._redactor, binaries=self._binaries, before=before, progress=progress)
-            facts = packer.run(() if base is None else base.entries(), name)
-        data = self._checked(facts)
-        head = _head(data, self._config, room)
-        self._shift = max(0, len(head) - room)
+        return progress
+
+    def _finish(self) -> bytes:
+        """Put the report and the config before the rest; returns the report."""
+        data = self._checked(self._packer.facts())
+        head = _head(data, self._config, self._room)
+        self._shift = max(0, len(head) - self._room)
         if self._shift:
-            self._move(room, len(head))
-        write_at(out.fileno(), head, 0)
-        self._packer = packer
-        return facts, data
-
-    def _untouched(self, fd: int, found: list[Finding]) -> Before | None:
-        """What of the package need not be written anew: the files in whose content nothing was found, if all was in content.
-
-        None when something stands in a name: then others are renamed with it. The report is always made anew.
-        """
-        packed = sorted(self._packer.files.items(), key=lambda item: item[1].start)
-        starts = [each.start + self._shift for _, each in packed]
-        touched: set[Key] = set()
-        for finding in found:
-            place = bisect_right(starts, finding.offset) - 1
-            if place < 0:
-                if finding.offset >= self._packer.borders[0] + self._shift:
-                    return None
-                continue
-            key, file = packed[place]
-            if not file.content + self._shift <= finding.offset < file.content + self._shift + padded(file.size):
-                return None
-            touched.add(key)
-        files = {
-            key: file._replace(start=file.start + self._shift, content=file.content + self._shift)
-            for key, file in packed
-            if key not in touched
-        }
-        return Before(fd, files, self._packer.left)
+            self._move(self._room, len(head))
+        write_at(self._out.fileno(), head, 0)
+        return data
 
     def _checked(self, facts: PackageFacts) -> bytes:
         data = self._report(facts)
@@ -271,25 +269,30 @@ class _Package:
             write_at(fd, os.pread(fd, size, place), place + to - start)
             self._tick(step="move", bytes=place)
 
-    def _copy_to(self, fd: int) -> None:
-        """Copy what is written to another file of the same folder."""
-        place, size = 0, os.fstat(self._out.fileno()).st_size
+    def _copy_from(self, start: int, fd: int) -> None:
+        """Copy what is written from `start` on to the beginning of another file of the same folder."""
+        place, size = start, os.fstat(self._out.fileno()).st_size
         while place < size:
             try:
-                count = os.copy_file_range(self._out.fileno(), fd, min(_COPY, size - place), place, place)
+                count = os.copy_file_range(self._out.fileno(), fd, min(_COPY, size - place), place, place - start)
             except OSError as error:
                 if error.errno not in _NO_COPY:
                     raise
                 piece = os.pread(self._out.fileno(), _PIECE, place)
-                write_at(fd, piece, place)
+                write_at(fd, piece, place - start)
                 count = len(piece)
+            if not count:
+                raise OperationFailed(reason="the package became shorter while it was written")
             place += count
             self._tick(step="again", entries=0, bytes=place)
 
-    def _scan(self) -> list[Finding]:
-        fd = self._out.fileno()
-        borders = [0, *(place + self._shift for place in self._packer.borders[1:]), os.fstat(fd).st_size]
-        return scan_package(fd, borders, self._redactor, self._tick)
+    def _scan(self, keys: list[Key] | None) -> list[Finding]:
+        """What is found in the finished bytes: in all of them, or in the report and in the files `keys`."""
+        fd, files = self._out.fileno(), self._packer.files
+        if keys is None:
+            return scan_package(fd, files.values(), self._shift, self._redactor, self._tick)
+        ranges = [(files[key].start, files[key].content + padded(files[key].size)) for key in keys if key in files]
+        return scan_ranges(fd, [(0, self._room), *ranges], self._redactor, self._tick)
 
 
 def _head(data: bytes, config: bytes, room: int) -> bytes:

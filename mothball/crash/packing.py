@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
-from mothball.crash.content import Contents, any_secret
+from mothball.crash.content import Contents, any_secret, apart
 from mothball.crash.facts import LISTED, Binary, LeftOut, PackageFacts
 from mothball.crash.outfile import OutFile
 from mothball.crash.renaming import Renaming, leads_out
+from mothball.errors import Corrupt
 from mothball.package.rootfs import WORKSPACE_DIR, RootEntry, skeleton
-from mothball.redact.files import CODE, is_text, level_of
+from mothball.redact.files import is_text
 from mothball.store.merge import Found
 from mothball.store.read import show
 from mothball.store.tarhead import BLOCK, END_OF_ARCHIVE, header, padded
@@ -27,15 +29,12 @@ ROOTFS: Final = b"rootfs/"
 Binaries = Literal["include", "exclude"]
 Key = tuple[bool, bytes]
 """A file: whether it is the workspace's own, and its path there."""
-BORDERS: Final = 32 * 1024**2
-"""About so many bytes lie between two places at which a scan may begin."""
 _KINDS: Final = {"f": b"0", "h": b"1", "d": b"5", "l": b"2"}
 _FILE_BITS: Final = 0o777
 _FOLDER_BITS: Final = 0o1777
 """Setuid and setgid are not packaged: all is root's there, and a program of a hostile workspace must not become root's."""
 _NS: Final = 10**9
 _HEAD: Final = 8192
-_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _SHOWN: Final = 300
 _WHOLE: Final = 64 * 1024**2
 _SIZING: Final = 4 * 1024**3
@@ -53,21 +52,15 @@ class Packed(NamedTuple):
     content: int
     size: int
     binary: bool
+    apart: bool
+    """It has to be scanned by itself."""
     counts: Counter[str] | None
 
 
-class Before(NamedTuple):
-    """A package that was written before: what of it is taken over as it is. `fd` has its bytes."""
-
-    fd: int
-    files: dict[Key, Packed]
-    left: dict[Key, LeftOut]
-
-
 class Packer:
-    """Writes everything below ``rootfs/`` to `out` from where it stands, then the end of the archive. Used once.
+    """Writes everything below ``rootfs/``, then the end of the archive.
 
-    What `before` has is copied. `progress` is called with ``entries=`` and ``bytes=`` now and then; what it raises ends the work.
+    `progress` is called with ``entries=`` and ``bytes=`` now and then; what it raises ends the work.
     """
 
     def __init__(
@@ -77,14 +70,12 @@ class Packer:
         redactor: Redactor,
         *,
         binaries: Binaries,
-        before: Before | None,
         progress: Callable[..., None],
     ) -> None:
         self._tree = tree
         self._out = out
         self._redactor = redactor
         self._wanted = binaries == "include"
-        self._before = before
         self._progress = progress
         self._told_bytes = out.place
         self._entries = self._told_entries = 0
@@ -92,13 +83,11 @@ class Packer:
         self._firsts: dict[tuple[int, bytes], bytes | None] = {}
         self._counts: Counter[str] = Counter()
         self._redactions: Counter[str] = Counter()
-        self._binaries: list[Binary] = []
-        self._listed: list[LeftOut] = []
-        self._left_counts: Counter[str] = Counter()
+        self._binaries: dict[Key, Binary] = {}
+        self._base_name: str | None = None
         self.files: dict[Key, Packed] = {}
         self.left: dict[Key, LeftOut] = {}
-        self.borders: list[int] = [out.place]
-        """Where members begin, some of them."""
+        self._begin = out.place
 
     def run(self, base: Iterable[RootEntry], base_name: str | None) -> PackageFacts:
         """Write the members; raises `Corrupt` for a damaged capture, `OSError`."""
@@ -113,14 +102,81 @@ class Packer:
                 self._tell()
         out.write(END_OF_ARCHIVE)
         out.flush()
-        counts = self._counts
+        self._base_name = base_name
+        return self.facts()
+
+    def facts(self) -> PackageFacts:
+        """What the package holds by now."""
+        counts, left = self._counts, list(self.left.values())
         return PackageFacts(
             files=counts["files"], bytes=counts["bytes"], folders=counts["folders"], symlinks=counts["symlinks"],
             links_outside=counts["links_outside"], redacted_files=counts["redacted_files"],
             redactions=dict(sorted(self._redactions.items())),
-            binaries=self._binaries, binary_files=counts["binary_files"], binary_bytes=counts["binary_bytes"],
-            left_out=self._listed, left_out_counts=dict(sorted(self._left_counts.items())), base=base_name,
+            binaries=list(self._binaries.values()), binary_files=counts["binary_files"], binary_bytes=counts["binary_bytes"],
+            left_out=left[:LISTED], left_out_counts=dict(sorted(Counter(each.reason for each in left).items())),
+            base=self._base_name,
         )  # fmt: skip
+
+    # -- a second time -------------------------------------------------------------------------------------------------
+
+    def touched(self, offsets: Iterable[int]) -> list[Key] | None:
+        """The files in whose content these places lie, by place; None unless each lies in one that can be written anew alone.
+
+        A name cannot, for others may be renamed with it; nor can a file of the base, nor one that has further names.
+        """
+        packed = sorted(self.files.items(), key=lambda item: item[1].start)
+        starts = [file.start for _, file in packed]
+        found: dict[Key, None] = {}
+        for offset in sorted(offsets):
+            if offset < self._begin:
+                continue  # the report, which is made anew anyway
+            key, file = packed[max(0, bisect_right(starts, offset) - 1)] if packed else ((False, b""), None)
+            inside = file is not None and file.content <= offset < file.content + padded(file.size)
+            if not inside or not key[0] or key[1] in self._firsts.values():
+                return None
+            found[key] = None
+        return list(found)
+
+    def patch(self, keys: list[Key], out: OutFile, old: int, offset: int) -> None:
+        """Write the files `keys` (by place) anew to `out`, and behind each what followed it; `old` has all from `offset` on."""
+        packed = sorted(self.files.items(), key=lambda item: item[1].start)
+        self._out, self._names.plain = out, False
+        place, end, moved = offset, offset + os.fstat(old).st_size, 0
+        again = set(keys)
+        with Contents(self._tree, None, ahead=0) as contents:
+            for key, file in packed:
+                if key not in again:
+                    if moved:
+                        self.files[key] = file._replace(start=file.start + moved, content=file.content + moved)
+                    continue
+                self._copy(old, place - offset, file.start - offset)
+                place = file.content + padded(file.size)
+                self._drop(key, file)
+                found = self._tree.locate(key[1])
+                if found is None:
+                    raise Corrupt(what=f"capture {self._tree.digest}", reason="it changed while it was packaged")
+                self._entry(found, contents)
+                moved = out.place - place
+            self._copy(old, place - offset, end - offset)
+
+    def _copy(self, fd: int, start: int, end: int) -> None:
+        for place in range(start, end, _PIECE):
+            self._out.write(os.pread(fd, min(_PIECE, end - place), place))
+            self._tell()
+
+    def _drop(self, key: Key, packed: Packed) -> None:
+        """Forget what was said of a file of the workspace."""
+        del self.files[key]
+        self._binaries.pop(key, None)
+        if packed.counts is not None:
+            self._redactions -= packed.counts
+        counts = self._counts
+        counts["files"] -= 1
+        counts["bytes"] -= packed.size
+        counts["redacted_files"] -= packed.counts is not None
+        if packed.binary:
+            counts["binary_files"] -= 1
+            counts["binary_bytes"] -= packed.size
 
     # -- the workspace -------------------------------------------------------------------------------------------------
 
@@ -162,8 +218,6 @@ class Packer:
             return header(_below(path), b"0", mode, 0, 0, size, seconds, b"", rest)
 
         key = (True, row.path)
-        if self._again(key, path):
-            return
         whole = contents.whole(found)
         if whole is None:
             self._large(key, path, head, row.size, lambda: contents.pieces(found))
@@ -190,8 +244,6 @@ class Packer:
             def head(size: int) -> bytes:
                 return header(ROOTFS + path, b"0", entry.mode, 0, 0, size, seconds, b"", rest)
 
-            if self._again(key, b"/" + path):
-                return
             if entry.size <= _WHOLE:
                 self._small(key, b"/" + path, head, b"".join(entry.pieces()), plain=False)
             else:
@@ -210,37 +262,23 @@ class Packer:
 
     # -- content -------------------------------------------------------------------------------------------------------
 
-    def _again(self, key: Key, path: bytes) -> bool:
-        """Take over what was written, or left out, before; False when there is nothing to take over."""
-        if self._before is None:
-            return False
-        if (missing := self._before.left.get(key)) is not None:
-            self._leave_out(key, path, missing.reason, missing.size, missing.rules)
-            return True
-        packed = self._before.files.get(key)
-        if packed is None:
-            return False
-        start, end = self._border(), packed.content + padded(packed.size)
-        for place in range(packed.start, end, _PIECE):
-            self._out.write(os.pread(self._before.fd, min(_PIECE, end - place), place))
-        self._note(key, path, packed._replace(start=start, content=start + packed.content - packed.start))
-        return True
-
     def _small(self, key: Key, path: bytes, head: Callable[[int], bytes], data: bytes, *, plain: bool) -> None:
-        """A file that is in memory. Of one that is `plain` only the format can tell that there is a secret."""
+        """A file that is in memory. One that is `plain` has no secret, unless it has to be looked at by itself."""
         counts = None
         binary = not is_text(data[:_HEAD])
+        single = binary or apart(key[1], data)
         if binary:
             if self._refused(key, path, len(data), lambda: (data,)):
                 return
-        elif not plain or level_of(key[1]) != CODE or data[:2] in _MARKS:
+        elif single or not plain:
             data, counts = self._counted(self._redactor.data, data, key[1])
-        start = self._border()
+            single = single or apart(key[1], data)
+        start = self._out.place
         self._out.write(head(len(data)))
         content = self._out.place
         self._out.write(data)
         self._pad(len(data))
-        self._note(key, path, Packed(start, content, len(data), binary, counts))
+        self._note(key, path, Packed(start, content, len(data), binary, single, counts))
 
     def _large(self, key: Key, path: bytes, head: Callable[[int], bytes], size: int, pieces: Callable[[], Iterator[bytes]]) -> None:
         """A file that is never in memory as a whole."""
@@ -258,7 +296,7 @@ class Packer:
             size = sum(map(len, self._watched(redacted())))
             self._redactor.counts.clear()
             self._redactor.counts.update(known)
-        start = self._border()
+        start = self._out.place
         self._out.write(head(size))
         content = self._out.place
 
@@ -272,7 +310,7 @@ class Packer:
         self._pad(written)
         if written != size:
             self._out.rewrite(start, head(written))
-        self._note(key, path, Packed(start, content, written, binary, counts))
+        self._note(key, path, Packed(start, content, written, binary, True, counts))
 
     def _refused(self, key: Key, path: bytes, size: int, pieces: Callable[[], Iterable[bytes]]) -> bool:
         """True when a binary file is left out: it is packaged as it is or not at all."""
@@ -305,13 +343,10 @@ class Packer:
             counts["binary_files"] += 1
             counts["binary_bytes"] += packed.size
             if len(self._binaries) < LISTED:
-                self._binaries.append(Binary(show(path)[:_SHOWN], packed.size))
+                self._binaries[key] = Binary(show(path)[:_SHOWN], packed.size)
 
     def _leave_out(self, key: Key, path: bytes, reason: str, size: int, rules: list[str]) -> None:
-        found = self.left[key] = LeftOut(show(path)[:_SHOWN], reason, size, rules)
-        self._left_counts[reason] += 1
-        if len(self._listed) < LISTED:
-            self._listed.append(found)
+        self.left[key] = LeftOut(show(path)[:_SHOWN], reason, size, rules)
 
     def _named(self, change: Callable[[bytes], bytes], name: bytes) -> bytes:
         """`change` of a name, with what was redacted in it counted."""
@@ -330,13 +365,6 @@ class Packer:
         return out, counts or None
 
     # -- writing -------------------------------------------------------------------------------------------------------
-
-    def _border(self) -> int:
-        """A member begins here."""
-        place = self._out.place
-        if place - self.borders[-1] >= BORDERS:
-            self.borders.append(place)
-        return place
 
     def _pad(self, size: int) -> None:
         if rest := -size % BLOCK:

@@ -1,16 +1,23 @@
-"""The last look at a package: its finished bytes once more, part by part, by several threads."""
+"""The last look at a package: its finished bytes once more, with the same rules and every value that is known by now.
+
+Most files are found clean by looking through many at a time, headers and all, by several threads. Whatever is not, and what has
+to be judged by itself, is then read member by member by `Rescan`, whose word is the last.
+"""
 
 from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from itertools import pairwise
+from functools import partial
 from threading import Event
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
+from mothball.crash.packing import Packed
 from mothball.errors import OperationFailed, Unredacted
+from mothball.redact.files import CODE
 from mothball.store.read import show
 from mothball.store.tarhead import padded
 
@@ -18,46 +25,116 @@ if TYPE_CHECKING:
     from mothball.redact.engine import Redactor
     from mothball.redact.rescan import Finding
 
+T = TypeVar("T")
 _PIECE: Final = 4 * 1024**2
+_WINDOW: Final = 4 * 1024**2
+_OVERLAP: Final = 128 * 1024
+"""Bytes that a window sees on both sides of its own: four times the longest secret."""
+_PART: Final = 16 * 1024**2
 _THREADS: Final = max(1, min(4, os.cpu_count() or 1))
 _WAIT: Final = 0.25
 _TOLD: Final = 5
 
 
-def scan_package(fd: int, borders: Sequence[int], redactor: Redactor, tick: Callable[..., None]) -> list[Finding]:
-    """What the rules, and all values that `redactor` knows by now, find in the bytes from the first to the last of `borders`.
+def scan_package(fd: int, files: Iterable[Packed], shift: int, redactor: Redactor, tick: Callable[..., None]) -> list[Finding]:
+    """What is found in the package `fd`, whose `files` lie `shift` bytes behind where they say. `tick` gets ``step=``, ``bytes=``.
 
-    At each border a member begins, so nothing that stands in one file stands in two parts. `tick` is called with ``step=`` and
-    ``bytes=``; what it raises ends the scan.
+    Raises what `tick` raises, `OSError`.
     """
-    done = [0] * (len(borders) - 1)
-    stop = Event()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="package-scan") as pool:
-        parts = [pool.submit(_part, fd, start, end, redactor, done, at, stop) for at, (start, end) in enumerate(pairwise(borders))]
-        try:
-            waiting = set(parts)
-            while waiting:
-                _, waiting = wait(waiting, timeout=_WAIT, return_when=FIRST_EXCEPTION)
-                tick(step="scan", bytes=sum(done))
-            return [finding for part in parts for finding in part.result()]
-        finally:
-            stop.set()
-            for part in parts:
-                part.cancel()
+    return _Scan(fd, files, shift, redactor, tick).run()
 
 
-def _part(fd: int, start: int, end: int, redactor: Redactor, done: list[int], at: int, stop: Event) -> list[Finding]:
-    from mothball.redact.rescan import Finding, Rescan
+def scan_ranges(fd: int, ranges: Sequence[tuple[int, int]], redactor: Redactor, tick: Callable[..., None]) -> list[Finding]:
+    """What is found in these stretches of the package `fd`; a member begins at the beginning of each. Raises as `scan_package`."""
+    return _Scan(fd, (), 0, redactor, tick).read(ranges)
 
-    scan, place = Rescan(redactor), start
-    while place < end and not stop.is_set():
-        piece = os.pread(fd, min(_PIECE, end - place), place)
-        if not piece:
-            raise OperationFailed(reason="the package became shorter while it was scanned")
-        scan.feed(piece)
-        place += len(piece)
-        done[at] = place - start
-    return [Finding(finding.rule, finding.offset + start) for finding in scan.finish()]
+
+class _Scan:
+    def __init__(self, fd: int, files: Iterable[Packed], shift: int, redactor: Redactor, tick: Callable[..., None]) -> None:
+        from mothball.redact.known import Known
+
+        self._fd = fd
+        self._size = os.fstat(fd).st_size
+        self._redactor = redactor
+        self._known = Known(redactor.values)
+        self._tick = tick
+        self._stop = Event()
+        self._bytes = 0
+        # The members of files, and between them what has a header only: parts without a gap, from the first byte to the last.
+        packed = sorted(files)
+        starts, apart = [0], [True]
+        for file in packed:
+            start, end = file.start + shift, file.content + shift + padded(file.size)
+            if start > starts[-1]:
+                starts.append(start)
+                apart.append(file.apart)
+            else:
+                apart[-1] = file.apart
+            starts.append(end)
+            apart.append(False)
+        self._starts, self._apart = starts, apart
+
+    def run(self) -> list[Finding]:
+        loud = {place for place, apart in enumerate(self._apart) if apart}
+        windows = [partial(self._window, place) for place in range(0, self._size, _WINDOW)]
+        for offsets in self._each(windows):
+            loud |= {bisect_right(self._starts, offset) - 1 for offset in offsets}
+        ranges = [(self._starts[place], (*self._starts, self._size)[place + 1]) for place in sorted(loud)]
+        return self.read(_joined(ranges))
+
+    def read(self, ranges: Sequence[tuple[int, int]]) -> list[Finding]:
+        """Member by member, with the last word."""
+        found = self._each([partial(self._rescan, *each) for each in ranges])
+        return sorted((finding for some in found for finding in some), key=lambda finding: finding.offset)
+
+    def _each(self, work: Sequence[Callable[[], list[T]]]) -> list[list[T]]:
+        """What each of `work` gives, by threads; meanwhile somebody is asked whether the package is still wanted."""
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="package-scan") as pool:
+            parts = [pool.submit(each) for each in work]
+            try:
+                waiting = set(parts)
+                while waiting:
+                    _, waiting = wait(waiting, timeout=_WAIT, return_when=FIRST_EXCEPTION)
+                    self._tick(step="scan", bytes=min(self._bytes, self._size))
+                    if any(part.done() and part.exception() is not None for part in parts):
+                        break
+                return [part.result() for part in parts]
+            except BaseException:
+                self._stop.set()
+                for part in parts:
+                    part.cancel()
+                raise
+
+    def _window(self, start: int) -> list[int]:
+        """Where something stands that begins in the window at `start`, and where it ends."""
+        before = min(start, _OVERLAP)
+        data = os.pread(self._fd, before + _WINDOW + _OVERLAP, start - before)
+        spans = self._redactor.spans(data, 0, len(data), CODE, known=self._known)
+        self._bytes += _WINDOW
+        return [start - before + place for span in spans for place in (span.start, span.end - 1)]
+
+    def _rescan(self, start: int, end: int) -> list[Finding]:
+        from mothball.redact.rescan import Finding, Rescan
+
+        scan, place = Rescan(self._redactor), start
+        while place < end and not self._stop.is_set():
+            piece = os.pread(self._fd, min(_PIECE, end - place), place)
+            if not piece:
+                raise OperationFailed(reason="the package became shorter while it was scanned")
+            scan.feed(piece)
+            place += len(piece)
+        return [Finding(finding.rule, finding.offset + start) for finding in scan.finish()]
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """`ranges` with those that touch put together, as far as one thread should read at a time."""
+    out: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if out and out[-1][1] == start and end - out[-1][0] <= _PART:
+            out[-1] = out[-1][0], end
+        elif end > start:
+            out.append((start, end))
+    return out
 
 
 def unredacted(package: BinaryIO, found: Sequence[Finding]) -> Unredacted:
