@@ -18,6 +18,7 @@ from tasks import services
 from tasks.job import SPECS, ring_quietly
 from tasks.sweep import SWEEPS
 from workers import transport
+from workers.cache_disks import CacheDisks
 from workers.config import heartbeat_file
 from workers.queues import queue_names
 
@@ -35,13 +36,15 @@ class HostStep(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         self.timer: Any = None
+        self.disks: CacheDisks | None = None
         super().__init__(parent, **kwargs)
 
     def start(self, parent: Any) -> None:
         """Beat once at once: a producer may submit work for this host as soon as it is announced."""
-        beat(parent)
+        self.disks = CacheDisks(services.settings())
+        beat(parent, self.disks)
         seconds = services.settings().heartbeat_seconds
-        self.timer = parent.timer.call_repeatedly(seconds, beat, (parent,), priority=10)
+        self.timer = parent.timer.call_repeatedly(seconds, beat, (parent, self.disks), priority=10)
 
     def stop(self, parent: Any) -> None:
         """Stop beating and remove the file: a stopped worker is not alive."""
@@ -55,7 +58,7 @@ class HostStep(bootsteps.StartStopStep):
         self.stop(parent)
 
 
-def beat(worker: Any) -> None:
+def beat(worker: Any, disks: CacheDisks) -> None:
     """One heartbeat: the file always, the registry when it answers. Never raises: it must not end the timer."""
     settings = services.settings()
     try:
@@ -65,12 +68,12 @@ def beat(worker: Any) -> None:
     except OSError as error:
         log.error("the heartbeat file cannot be written", error=str(error))
     try:
-        services.current().registry.hosts.heartbeat(settings.host, host_info(settings, worker))
+        services.current().registry.hosts.heartbeat(settings.host, host_info(settings, worker, disks))
     except MothballError as error:
         log.warning("the registry did not take the heartbeat", error=error.message)
 
 
-def host_info(settings: Settings, worker: Any) -> dict[str, Any]:
+def host_info(settings: Settings, worker: Any, disks: CacheDisks) -> dict[str, Any]:
     """What a host says about itself: JSON types, no secrets."""
     return {
         "version": mothball.__version__,
@@ -82,6 +85,9 @@ def host_info(settings: Settings, worker: Any) -> dict[str, Any]:
         "tasks": sorted({*SPECS, *SWEEPS}),
         "data_dir": str(settings.data_dir),
         "workspace_roots": [str(root) for root in settings.workspace_roots],
+        "image_caches": disks.look(),
+        "image_cache_high": settings.cache_high_percent,
+        "image_cache_low": settings.cache_low_percent,
     }
 
 

@@ -36,7 +36,7 @@ def hosts(json: JsonFlag = False) -> None:
         emit_json_array(_host_fields(host) for host in found)
         return
     table(
-        ("HOST", "STATE", "LAST SEEN", "VERSION", "WORKERS", "DATA DIR"),
+        ("HOST", "STATE", "LAST SEEN", "VERSION", "WORKERS", "DATA DIR", "IMAGE CACHES"),
         (
             (
                 host.host,
@@ -45,11 +45,25 @@ def hosts(json: JsonFlag = False) -> None:
                 host.info.get("version", "-"),
                 host.info.get("concurrency", "-"),
                 host.info.get("data_dir", "-"),
+                _caches(host),
             )
             for host in found
         ),
         right=("WORKERS",),
     )
+
+
+def _caches(host: Host) -> str:
+    """``2, disk 91.5 % full``: how many there are, and the fullest disk that holds one; what is wrong comes first."""
+    found = host.info.get("image_caches")
+    told = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    if not told:
+        return "-"
+    wrong = sum(1 for each in told if each.get("problem"))
+    if wrong:
+        return f"{len(told)}, {wrong} of them with a problem (--json)"
+    fullest = max((float(each.get("used_percent") or 0) for each in told), default=0.0)
+    return f"{len(told)}, disk {fullest:g} % full"
 
 
 def _host_fields(host: Host) -> dict[str, Any]:
