@@ -152,9 +152,9 @@ def _below(path: bytes) -> bytes:
 def _content(tree: Tree, found: Found, frames: FrameCache) -> Callable[[], Iterator[bytes]]:
     def pieces() -> Iterator[bytes]:
         reader = ContentReader(tree.layers[found.layer], found.row, frames)
-        if not found.row.size:
-            return
-        while piece := reader.read(_PIECE):
+        left = found.row.size  # a raw reader fills a buffer of the size it is asked for: 1 MiB for each small file takes its time
+        while left > 0 and (piece := reader.read(min(left, _PIECE))):
+            left -= len(piece)
             yield piece
 
     return pieces

@@ -195,8 +195,9 @@ class TarReader:
     def _check(self, block: bytes) -> None:
         told = self._number(block[148:156], "checksum")
         rest = block[:148] + b" " * 8 + block[156:]
+        total = sum(rest)
         # Old writers added up signed characters.
-        if told not in {sum(rest), sum(rest) - 256 * sum(1 for byte in rest if byte > 127)}:  # noqa: PLR2004
+        if told != total and told != total - 256 * sum(1 for byte in rest if byte > 127):  # noqa: PLR2004
             raise self._fault("a header with a wrong checksum")
 
     def _number(self, field: bytes, what: str) -> int:
