@@ -22,6 +22,7 @@ from mothball.cli import (
     crash_reports,
     doctor,
     fleet,
+    image_cache,
     jobs,
     lifecycle,
     look,
@@ -89,6 +90,7 @@ def build_app() -> typer.Typer:
     transfer.add_to(app)
     collect.add_to(app)
     fleet.add_to(app)
+    image_cache.add_to(app)
     doctor.add_to(app)
     bundle.add_to(app)
     seal.add_to(app)
