@@ -149,9 +149,10 @@ class Caches:
         with self._connection.guard() as client:
             found = client.hgetall(self._key("cache", "last", _cache(host, folder)))
         try:
-            return LastPrune(at=int(found["at"]), result=dict(json.loads(found["result"]))) if found else None
-        except (KeyError, TypeError, ValueError, RecursionError):
+            at, result = int(found["at"]), json.loads(found["result"])
+        except (KeyError, ValueError, RecursionError):
             return None
+        return LastPrune(at=at, result=result) if isinstance(result, dict) else None
 
     def give_turn_back(self, host: str, interval_ms: int) -> None:
         """The turn that `due` gave was of no use: the next caller gets it again."""
