@@ -109,7 +109,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "cookie",
-        rb"""(?i)cookie["']?:[ \t]*["']?([!#-&(-:<-~]{1,128}=[^\r\n"']{1,})""",
+        rb"""(?i)cookie["']?:[ \t]*["']?([!#-&(-:<-~]{1,128}=[^\r\n"'\x00]+)""",
         (b"cookie:", b"Cookie:", b"COOKIE:", b'cookie":', b'Cookie":'),
     ),
 )

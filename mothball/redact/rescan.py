@@ -7,6 +7,7 @@ cannot be read as a tar any more is looked at as plain bytes, never skipped.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _RECORD = 512
 _NAME, _SIZE, _SUM, _TYPE, _PREFIX = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157), slice(345, 500)
 _EXTENDED = frozenset(b"xgLK")
+_ORDINARY = (files.CODE, "")
 _LARGEST_HEADER = 1024 * 1024
 
 
@@ -59,6 +61,8 @@ class Rescan:
         self._renamed: bytes | None = None
         self._resized: int | None = None
         self._regions: list[_Region] = []
+        self._starts: list[int] = []
+        self._ends: list[int] = []
         self._findings: dict[tuple[str, int], Finding] = {}
 
     def feed(self, data: bytes) -> None:
@@ -163,6 +167,9 @@ class Rescan:
     # --- what stands in them ------------------------------------------------------------------------------------------------------
 
     def _scan(self, window: bytes, cut: int, *, last: bool) -> None:
+        # One look at all members together; only those that it touches, or that need a stricter look, are looked at by themselves.
+        at_once = self._redactor.spans(window, 0, len(window), files.CODE, known=self._known)
+        self._starts, self._ends = [span.start for span in at_once], [span.end for span in at_once]
         for region in self._regions:
             lo = max(0, region.start - self._offset)
             hi = len(window) if region.end is None else min(len(window), region.end - self._offset)
@@ -181,8 +188,15 @@ class Rescan:
                 if start < cut or last:
                     self._findings[rule, self._offset + start] = Finding(rule, self._offset + start)
 
+    def _clean(self, window: bytes, lo: int, hi: int, region: _Region) -> bool:
+        """True when the look at the whole window says that this region holds nothing: NULs part it from what stands around it."""
+        if (lo and window[lo - 1]) or (hi < len(window) and window[hi] and window[hi - 1]):
+            return False
+        first = bisect_right(self._ends, lo)
+        return (first == len(self._starts) or self._starts[first] >= hi) and files.judged_as(region.name) == _ORDINARY
+
     def _plain(self, window: bytes, lo: int, hi: int, region: _Region) -> list[tuple[str, int]]:
-        spans = self._spans(window, lo, hi, region)
+        spans = [] if self._clean(window, lo, hi, region) else self._spans(window, lo, hi, region)
         if region.kind == "binary":
             spans = [span for span in spans if loud_enough(span, window)]
             for start, text in wide_runs(window, lo, hi):
