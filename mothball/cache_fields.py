@@ -25,6 +25,8 @@ which OCI layouts refer (skopeo); ``layout``: an OCI image layout; ``blobinfo``:
 KINDS: Final = get_args(Kind)
 DEFAULT_POLICY: Final = "older_than=30d"
 MAX_CACHES: Final = 64
+MAX_PATH_CHARS: Final = 512
+"""A heartbeat names all of them and has a limit of its own."""
 MAX_LAYOUTS: Final = 256
 MAX_KEEP: Final = 256
 MAX_KEEP_CHARS: Final = 128
@@ -157,6 +159,8 @@ def declared(text: str) -> tuple[Cache, ...]:
 def _cache(entry: str) -> Cache:
     where, *rest = entry.split(",")
     path = clean_path(where.strip(), "a cache")
+    if len(path) > MAX_PATH_CHARS:
+        raise InvalidParams(f"the path of a cache must not be longer than {MAX_PATH_CHARS} characters: {quote(path)}")
     words = _pairs(rest)
     kind = check_kind(words.pop("kind", None), f"cache {path!r}")
     named = [part.strip() for part in words.pop("layouts", "").split("|") if part.strip()]

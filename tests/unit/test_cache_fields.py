@@ -120,6 +120,7 @@ def test_n03_caches_are_declared_with_kind_and_layouts() -> None:
         (";".join(f"/c/{n}" for n in range(MAX_CACHES + 1)), "at most 64"),
         ("/a,layouts=" + "|".join(f"/l/{n}" for n in range(300)), "at most 256"),
         ("/a\0b", "must be absolute"),
+        ("/" + "x" * 512, "longer than 512"),
     ],
 )
 def test_a_wrong_declaration_is_refused_and_says_which(text: str, said: str) -> None:
