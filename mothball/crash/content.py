@@ -114,7 +114,9 @@ class Contents:
             if number >= len(layer.toc.frames):
                 raise layer.toc.corrupt(f"{show(row.path)} claims content outside its frames")
             start = place - starts[number]
-            piece = self._frame(found.layer, number).data[start : start + left]
+            # A frame that this file fills to its end is looked at with the file, and not by itself.
+            inside = bisect_right(starts, place + left) - 1
+            piece = self._frame(found.layer, number, inside).data[start : start + left]
             sha.update(piece)
             place += len(piece)
             left -= len(piece)
@@ -141,7 +143,8 @@ class Contents:
         reason = f"the content of {show(found.row.path)} does not match its sha256"
         return Corrupt(what=f"layer {layer.digest}", reason=reason, digest=layer.digest)
 
-    def _frame(self, layer: int, number: int) -> _Frame:
+    def _frame(self, layer: int, number: int, inside: int = 0) -> _Frame:
+        """Frame `number`. Those below `inside` hold no file as a whole, and nothing is looked for in them."""
         key = (layer, number)
         frame = self._frames.get(key)
         if frame is not None:
@@ -151,8 +154,8 @@ class Contents:
         # What was prepared for another layer is not waited for: it would be asked for again.
         for following in ((layer, each) for each in range(number + 1, min(number + 1 + self._ahead, last))):
             if following not in self._frames and following not in self._coming and len(self._coming) < 2 * self._ahead:
-                self._coming[following] = self._pool.submit(self._read, following)
-        frame = self._read(key) if coming is None else coming.result()
+                self._coming[following] = self._pool.submit(self._read, following, following[1] >= inside)
+        frame = self._read(key, number >= inside) if coming is None else coming.result()
         # The frames before the last one of a layer are done with: content lies in the order of paths.
         for old in [each for each in self._frames if each[0] == layer and each[1] < number - 1]:
             del self._frames[old]
@@ -163,10 +166,10 @@ class Contents:
             self._frames.popitem(last=False)
         return frame
 
-    def _read(self, key: tuple[int, int]) -> _Frame:
+    def _read(self, key: tuple[int, int], look: bool) -> _Frame:
         layer = self._tree.layers[key[0]]
         data = read_frame(layer.file, layer.toc, key[1])
-        if self._redactor is None:
+        if self._redactor is None or not look:
             return _Frame(data, [0], [len(data)])
         spans = self._redactor.spans(data, 0, len(data), CODE)
         return _Frame(data, [span.start for span in spans], [span.end for span in spans])

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from mothball.crash import packing
+from mothball.crash import package as package_module
 from mothball.errors import Unredacted
 from mothball.redact.engine import Redactor
 from mothball.redact.rescan import Finding, Rescan
-from tests.unit.crash.packing import NAME, SECRET, TOKEN, content, left_in, members, pack, redactor, report_of, take
+from mothball.redact.rules import Rules
+from tests.unit.crash.packing import KEY, NAME, SECRET, TOKEN, content, left_in, members, pack, redactor, report_of, take
 
 MARK = b"[redacted:github"
 
@@ -135,6 +136,66 @@ def test_a_value_that_is_known_late_is_found_everywhere_in_a_second_pass(tree: P
     assert members(done.path)["report.json"][1] == done.report == report_of(done.facts)
 
 
+def _late(tree: Path, kind: str) -> None:
+    """A workspace in which a value stands before the file that tells that it is a secret."""
+    plain = b"call me " + SECRET + b" please\n"
+    (tree / "d").mkdir()
+    for number in range(40):
+        (tree / "d" / f"{number:02}.txt").write_bytes(b"nothing %d\n" % number * (number * 97))
+    (tree / "d" / "05.txt").write_bytes(plain * 60)
+    (tree / "d" / "31.txt").write_bytes(plain)
+    (tree / "a.txt").write_bytes(plain)
+    (tree / "z.py").write_bytes(b'password = "' + SECRET + b'"\n')
+    if kind == "further name":
+        (tree / "b.txt").hardlink_to(tree / "a.txt")
+    elif kind == "name":
+        (tree / "d" / f"of {SECRET.decode()}.txt").write_bytes(b"hello\n")
+    elif kind == "folder":
+        (tree / SECRET.decode()).mkdir()
+        (tree / SECRET.decode() / "file").write_bytes(b"hello\n")
+    elif kind == "link":
+        (tree / "soft").symlink_to(SECRET.decode())
+    elif kind == "binary with a further name":
+        (tree / "a.bin").write_bytes(b"\0\1" + SECRET + b"\0")
+        (tree / "b.bin").hardlink_to(tree / "a.bin")
+    elif kind == "large":
+        (tree / "large.txt").write_bytes(b"just text\n" * 1_000_000 + plain)
+
+
+@pytest.mark.parametrize("kind", ["text", "further name", "name", "folder", "link", "binary with a further name", "large"])
+def test_what_is_written_anew_for_a_value_that_is_known_late_is_as_if_it_had_been_known(
+    tmp_path: Path, tree: Path, kind: str
+) -> None:
+    _late(tree, kind)
+    store, digest = take(tmp_path / "data", tree)
+    late = pack(store, digest, tmp_path / "late")
+    early = pack(store, digest, tmp_path / "early", redactor=Redactor(KEY, Rules.default(), known=[SECRET]))
+    assert SECRET not in Path(late.path).read_bytes()
+    assert late.facts == early.facts
+    assert late.sha256 == early.sha256
+    assert late.sha256 == pack(store, digest, tmp_path / "again").sha256
+
+
+def test_a_value_that_is_known_late_and_a_report_that_outgrows_its_room(
+    tmp_path: Path, tree: Path, made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _late(tree, "text")
+    monkeypatch.setattr(package_module, "ROOM", 0)
+    done = made()
+    assert SECRET not in Path(done.path).read_bytes()
+    assert members(done.path)["report.json"][1] == done.report
+    assert done.facts.files == 42
+
+
+def test_a_secret_at_the_very_end_of_a_file_that_fills_its_blocks_is_found(tree: Path, made: Callable[..., Any]) -> None:
+    line = b"PASSWORD=" + SECRET
+    (tree / "a.sh").write_bytes(b"#" * (511 - len(line)) + b"\n" + line)
+    assert (tree / "a.sh").stat().st_size == 512
+    done = made()
+    assert SECRET not in Path(done.path).read_bytes()
+    assert done.facts.redacted_files == 1
+
+
 def test_a_binary_file_with_a_secret_is_left_out_and_listed_with_the_rule(tree: Path, made: Callable[..., Any]) -> None:
     (tree / "ok.bin").write_bytes(b"\0\1\2" * 100)
     (tree / "bad.bin").write_bytes(b"\0\1\2" + TOKEN + b"\0")
@@ -218,7 +279,6 @@ def test_a_finding_in_the_name_of_a_file_does_not_repeat_the_name(
     tmp_path: Path, tree: Path, made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tree / TOKEN.decode()).write_bytes(b"hello")
-    monkeypatch.setattr(packing, "leads_out", packing.leads_out)
     blind = Blind(b"k" * 32, redactor().rules)
     monkeypatch.setattr(blind, "name", lambda path: path)
     with pytest.raises(Unredacted, match="the name of a file") as caught:
