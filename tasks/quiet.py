@@ -14,7 +14,7 @@ from celery.worker.request import Request
 
 from mothball.errors import MothballError
 from mothball.redact import Redactor, mask, redactor_for
-from mothball.redact.key import masked
+from mothball.redact.key import masked, masker
 
 if TYPE_CHECKING:
     from mothball.registry import Registry
@@ -51,6 +51,12 @@ def _of_type(redactor: Redactor, value: Any) -> Any:
     return redactor.document(value)
 
 
+def _shown(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as events show them: a list of texts may be a command line whose secret only the option before it tells."""
+    whole = masked(dict(kwargs))
+    return {name: _of_type(masker(), value) if isinstance(value, (list, dict)) else value for name, value in whole.items()}
+
+
 class QuietRequest(Request):
     """Celery's view of a delivered message in the worker's main process, with masked arguments wherever they are shown.
 
@@ -61,8 +67,8 @@ class QuietRequest(Request):
         super().__init__(message, **options)
         # Not the sender's own text: it may be cut in the middle of a secret, or simply be wrong.
         this: Any = self  # the published types leave out what Celery keeps these in
-        this._argsrepr = saferepr(masked(list(this.args or ())), maxlen=_SHOWN)
-        this._kwargsrepr = saferepr(masked(dict(this.kwargs or {})), maxlen=_SHOWN)
+        this._argsrepr = saferepr(_of_type(masker(), list(this.args or ())), maxlen=_SHOWN)
+        this._kwargsrepr = saferepr(_shown(this.kwargs or {}), maxlen=_SHOWN)
         # The pool process logs from these, and the result backend stores them when it keeps extended results.
         this.request_dict.update(argsrepr=this.argsrepr, kwargsrepr=this.kwargsrepr)
 

@@ -38,15 +38,16 @@ def redactor_for(settings: _Settings, registry: _Registry | None, known: Iterabl
 
 
 @lru_cache(maxsize=1)
-def _masker() -> Redactor:
+def masker() -> Redactor:
+    """The redactor behind `mask`: built-in rules, no key."""
     return Redactor(None, Rules.default())
 
 
 def mask(text: str) -> str:
     """`text` for a log line or an error message: what the built-in rules find reads ``[redacted:<rule>]``. Never raises."""
-    return _masker().text(text)
+    return masker().text(text)
 
 
 def masked(value: Any) -> Any:
     """`value` (strings, lists, dicts) with every string in it masked, values of telling keys as a whole."""
-    return _masker().document(value)
+    return masker().document(value)

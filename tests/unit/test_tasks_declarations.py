@@ -113,6 +113,9 @@ def test_a_good_declaration_is_accepted() -> None:
         ({"args": HostArgs, "queue": "control", "lane": "x"}, "requests join per one"),
         ({"lane": 3}, "lane must be a name"),
         ({"ignore_result": 1}, "must be True or False"),
+        ({"secret": ["workspace"]}, "must be a tuple"),
+        ({"secret": ("eror",)}, "secret names eror, which"),
+        ({"secret": ("workspace",)}, "says where the job runs"),
     ],
 )
 def test_unknown_missing_or_contradictory_options_fail_at_import(changes: dict[str, Any], said: str) -> None:
