@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
 
 from mothball.cache_fields import Cache, CachePolicy
-from mothball.errors import OperationFailed
-from mothball.ocicache.types import LastUse, Leases, Pressure, PruneResult, Tick
+from mothball.errors import Busy, InvalidParams, PathNotAllowed
+from mothball.ocicache import whole
+from mothball.ocicache.aside import State
+from mothball.ocicache.place import Place, locked, open_place, work_folder
+from mothball.ocicache.plan import disk_of, explain, to_free, under_pressure
+from mothball.ocicache.recognise import open_below, recognise_fd
+from mothball.ocicache.removal import count_content
+from mothball.ocicache.settle import settle
+from mothball.ocicache.sparing import Sparing, layouts_of
+from mothball.ocicache.types import PRUNABLE, Found, Kind, LastUse, Lease, Leases, Pressure, PruneResult, Tick
+from mothball.ocicache.work import Request, Work
+
+MS: Final = 1_000_000
 
 
 def prune(
@@ -29,9 +46,160 @@ def prune(
 
     `data_dir` and the workspace `roots` are never pruned, and the lock of the cache lies below `data_dir`; `wait_s`: how long to
     wait for another process that prunes it. `pressure`: only when the disk is fuller than its high mark, until its low mark.
+    From a layout, and from blobs that layouts share, also `everything` takes only what no index reaches, and not what is young.
 
     A missing directory is all zeros (N-08). Raises `PathNotAllowed` (no place for a cache, a link on the way), `InvalidParams`
     (not a directory, ``unrecognised``), `Busy` (leased, pruned by another process), `Corrupt` (an index that cannot be read),
     `OperationFailed`; nothing was changed then.
     """
-    raise OperationFailed(reason=f"{cache.path!r}: pruning is not available in this build")
+    started = time.monotonic()
+    result = PruneResult(cache_dir=cache.path, host=host, dry_run=dry_run, policy="all" if everything else explain(policy))
+    request = _Request(cache, policy, data_dir, everything, pressure, last_use, leases or _nobody, tick or _silent)
+    with open_place(cache.path, data_dir=data_dir, roots=roots) as place:
+        if dry_run:
+            request.run(place, result)
+        else:
+            with locked(cache.path, data_dir, wait_s):
+                place.open()
+                request.run(place, result)
+    result.seconds = round(time.monotonic() - started, 6)
+    result.after_bytes = result.before_bytes - result.bytes_freed
+    result.kept_bytes = result.after_bytes
+    return result
+
+
+def open_pool(place: Place, found: Found) -> int | None:
+    """The folder of the blobs, which the caller closes; None when there is none. `PathNotAllowed` when a link stands there."""
+    if place.fd is None:
+        return None
+    try:
+        return open_below(place.fd, found.folder)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+            where = f"{place.path}/{found.folder}"
+            raise PathNotAllowed(
+                f"{where!r} leads through a symbolic link or a file; nothing is pruned through it", path=where
+            ) from None
+        raise
+
+
+def _nobody() -> Sequence[Lease]:
+    return ()
+
+
+def _silent(_: int) -> None:
+    return
+
+
+class _Request:
+    def __init__(
+        self,
+        cache: Cache,
+        policy: CachePolicy,
+        data_dir: Path,
+        everything: bool,
+        pressure: Pressure | None,
+        last_use: LastUse | None,
+        leases: Leases,
+        tick: Tick,
+    ) -> None:
+        self.cache = cache
+        self.policy = policy
+        self.work_folder = work_folder(data_dir)
+        self.everything = everything
+        self.pressure = pressure
+        self.last_use = last_use
+        self.leases = leases
+        self.tick = tick
+
+    def run(self, place: Place, result: PruneResult) -> None:
+        now_ms = time.time_ns() // MS
+        if place.fd is None:
+            self._settle(place, None, result, now_ms, None, force=False)
+            if place.fd is None:
+                return
+        found = recognise_fd(place.fd, self.cache.path, self.cache.kind)
+        result.kind = found.kind.value
+        if found.kind not in PRUNABLE:
+            result.advice = found.advice
+            result.before_bytes = count_content(place.fd, self.tick).bytes
+            return
+        self._check(found)
+        pool = None if found.kind is Kind.EMPTY else open_pool(place, found)
+        if pool is None:
+            self._settle(place, None, result, now_ms, None, force=self._free(place) > 0)
+            return
+        try:
+            self._prune(place, pool, found, result, now_ms)
+        finally:
+            os.close(pool)
+
+    def _check(self, found: Found) -> None:
+        if found.kind is Kind.SHARED and not self.cache.layouts:
+            text = (
+                f"{self.cache.path!r} has blobs that layouts elsewhere may need; declare layouts=FOLDER (where those layouts are)"
+            )
+            raise InvalidParams(f"{text}, or kind=blobs when none does", reason="layouts", path=self.cache.path)
+        if self.cache.layouts and found.kind not in {Kind.SHARED, Kind.EMPTY}:
+            text = f"layouts= of {self.cache.path!r} is for a shared blob folder, and it is kind={found.kind}"
+            raise InvalidParams(text, path=self.cache.path)
+        if self.everything and (holders := [each.holder for each in self.leases()]):
+            raise Busy(what=f"the cache {self.cache.path!r}", reason=f"a pull is in progress (lease of {', '.join(holders[:3])})")
+
+    def _free(self, place: Place) -> int:
+        return 0 if place.fd is None else to_free(self.policy, disk_of(place.fd), self.pressure)
+
+    def _settle(
+        self, place: Place, pool: int | None, result: PruneResult, now_ms: int, sparing: Sparing | None, *, force: bool
+    ) -> int:
+        wanted = None if sparing is None or sparing.reach is None else sparing.reach.reachable.__contains__
+        return settle(place, pool, result, now_ms=now_ms, force=force, dry_run=result.dry_run, wanted=wanted, tick=self.tick)
+
+    def _prune(self, place: Place, pool: int, found: Found, result: PruneResult, now_ms: int) -> None:
+        if self.pressure is not None and not under_pressure(disk_of(pool), self.pressure):
+            result.policy = f"pressure: below {self.pressure.high:g}%, nothing to do"
+            return
+        if self.pressure is not None:
+            result.policy = f"pressure: above {self.pressure.high:g}%, to {self.pressure.low:g}%"
+        referred = found.kind in {Kind.LAYOUT, Kind.SHARED}
+        sparing = Sparing(place, pool, layouts_of(self.cache, place) if referred else None)
+        sparing.mark()
+        needed = to_free(self.policy, disk_of(pool), self.pressure)
+        settled = self._settle(place, pool, result, now_ms, sparing, force=needed > 0)
+        if result.dry_run:
+            needed = max(0, needed - settled)
+        else:
+            needed = to_free(self.policy, disk_of(pool), self.pressure) if needed else 0
+        at_once = self.everything or self.pressure is not None or needed > 0 or not self.policy.quarantine
+        state = State(
+            at=now_ms,
+            delete_after=now_ms if at_once else now_ms + self.policy.quarantine,
+            cache=self.cache.path,
+            kind=found.kind.value,
+            policy=result.policy,
+            stage="moving",
+            folder=found.folder,
+            keep=self.policy.keep,
+            everything=self.cache.kind is not None,
+        )
+        if self.everything and not referred:
+            state = replace(state, stage="full")
+            if result.dry_run:
+                whole.promise(place, pool, state, result, self.tick)
+                return
+            if whole.exchange_whole(place, pool, state, result, self.tick):
+                return
+            state = replace(state, stage="moving")
+        request = Request(
+            self.policy,
+            self.everything,
+            self.pressure is not None,
+            self.cache.kind is not None,
+            self.work_folder,
+            self.last_use,
+            self.leases,
+            self.tick,
+        )
+        Work(request, place, pool, found, sparing, state, result).run(needed, at_once=at_once)

@@ -1,0 +1,181 @@
+"""Deleting what lies in an aside, through descriptors, and counting what that frees: disk bytes, each file with its last name."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from mothball.ocicache.scan import BLOCK
+from mothball.ocicache.system import open_folder
+from mothball.ocicache.table import Links
+from mothball.ocicache.types import Tick
+
+_CHUNK: Final = 8192
+_DEPTH: Final = 64
+_COUNTED: Final = 400
+"""Levels that are looked at for a figure: each takes a descriptor."""
+_DEEP: Final = ".mothball-deep-"
+
+Note = Callable[[str, str], None]
+"""Told of what stayed: its path and why."""
+
+
+class Tally:
+    """Files and the bytes that they free."""
+
+    def __init__(self) -> None:
+        self.files = 0
+        self.bytes = 0
+
+
+def remove_content(fd: int, tick: Tick, note: Note) -> Tally:
+    """Delete everything in the folder `fd`, never beyond its file system; what cannot be deleted is noted and stays."""
+    work = _Removal(fd, tick, note)
+    work.empty(fd, "", 0)
+    while work.deep and work.moved:
+        # Folders deeper than there are descriptors were moved to the top, which is where they are emptied now.
+        work.moved = False
+        work.empty(fd, "", 0)
+    return work.tally
+
+
+def count_content(fd: int, tick: Tick, *, skip: Callable[[str], bool] | None = None, files: bool = True) -> Tally:
+    """What `remove_content` would free, without those at the top that `skip` names. `files` False: folders are not entered."""
+    tally, links = Tally(), Links()
+    device, seen = os.fstat(fd).st_dev, 0
+
+    def count(folder: int, depth: int) -> None:
+        nonlocal seen
+        with os.scandir(folder) as listed:
+            for entry in listed:
+                seen += 1
+                if not seen % _CHUNK:
+                    tick(seen)
+                if not depth and skip is not None and skip(entry.name):
+                    continue
+                with suppress(OSError):
+                    found = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISDIR(found.st_mode):
+                        tally.files += 1
+                        tally.bytes += links.last(found.st_ino, found.st_nlink, found.st_blocks * BLOCK)
+                    elif files and found.st_dev == device and depth < _COUNTED:
+                        below = open_folder(entry.name, folder)
+                        try:
+                            count(below, depth + 1)
+                        finally:
+                            os.close(below)
+
+    count(fd, 0)
+    return tally
+
+
+class _Removal:
+    def __init__(self, fd: int, tick: Tick, note: Note) -> None:
+        self._top = fd
+        self._device = os.fstat(fd).st_dev
+        self._tick = tick
+        self._note = note
+        self._done = 0
+        self.tally = Tally()
+        self.deep = 0
+        self.moved = False
+
+    def empty(self, fd: int, path: str, depth: int) -> bool:
+        """Delete what is in the folder; True when nothing is left."""
+        stayed: set[str] = set()
+        while True:
+            went = False
+            with os.scandir(fd) as listed:
+                chunk: list[tuple[int, str, bool]] = []
+                for entry in listed:
+                    if entry.name in stayed:
+                        continue
+                    chunk.append((entry.inode(), entry.name, entry.is_dir(follow_symlinks=False)))
+                    if len(chunk) >= _CHUNK:
+                        went |= self._some(fd, chunk, path, depth, stayed)
+                        chunk = []
+                went |= self._some(fd, chunk, path, depth, stayed)
+            # Once more: a pull may still write into it, and not every file system lists well while names go.
+            if not went:
+                return not stayed
+
+    def _some(self, fd: int, chunk: list[tuple[int, str, bool]], path: str, depth: int, stayed: set[str]) -> bool:
+        """By inode, which is how they lie on the disk. True when one went."""
+        chunk.sort()
+        went = False
+        for _, name, is_folder in chunk:
+            try:
+                if is_folder:
+                    went |= self._folder(fd, name, path, depth, stayed)
+                else:
+                    self._file(fd, name)
+                    went = True
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                stayed.add(name)
+                self._note(f"{path}{name}", f"cannot be deleted: {error.strerror}")
+        return went
+
+    def _file(self, fd: int, name: str) -> None:
+        try:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            os.unlink(name, dir_fd=fd)
+        except PermissionError:
+            if not _lift(fd):
+                raise
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            os.unlink(name, dir_fd=fd)
+        self._done += 1
+        self.tally.files += 1
+        if found.st_nlink < 2:  # noqa: PLR2004 - that was the last name
+            self.tally.bytes += found.st_blocks * BLOCK
+        if not self._done % 1000:
+            self._tick(self._done)
+
+    def _folder(self, fd: int, name: str, path: str, depth: int, stayed: set[str]) -> bool:
+        if depth >= _DEPTH:
+            self.deep += 1
+            os.rename(name, f"{_DEEP}{self.deep}", src_dir_fd=fd, dst_dir_fd=self._top)
+            self.moved = True
+            return True
+        try:
+            below = open_folder(name, fd)
+        except PermissionError:
+            if not _lift(fd, name):
+                raise
+            below = open_folder(name, fd)
+        try:
+            if os.fstat(below).st_dev != self._device:
+                stayed.add(name)
+                self._note(f"{path}{name}", "another file system is mounted there; unmount it")
+                return False
+            if not self.empty(below, f"{path}{name}/", depth + 1):
+                stayed.add(name)
+                return False
+        finally:
+            os.close(below)
+        os.rmdir(name, dir_fd=fd)
+        return True
+
+
+def _lift(fd: int, name: str = ".") -> bool:
+    """Give the owner of a folder his permissions, if that is us."""
+    try:
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    except OSError:
+        return False
+    try:
+        mode = os.fstat(handle).st_mode
+        if mode & 0o700 == 0o700:  # noqa: PLR2004 - all of the owner's permissions
+            return False
+        Path(f"/proc/self/fd/{handle}").chmod(stat.S_IMODE(mode) | 0o700)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True

@@ -1,0 +1,223 @@
+"""Asides of earlier runs: finished, or given back. And what goes back into a cache out of an aside, never over what is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from fnmatch import translate
+
+import msgspec
+
+from mothball.ocicache import aside as asides
+from mothball.ocicache.aside import NEW, OLD, TREE, Aside, State
+from mothball.ocicache.place import Place
+from mothball.ocicache.recognise import open_below
+from mothball.ocicache.records import key_of
+from mothball.ocicache.removal import Note, Tally, count_content, remove_content
+from mothball.ocicache.scan import BLOCK, pattern
+from mothball.ocicache.system import rename_new
+from mothball.ocicache.types import Kind, PruneResult, Tick
+
+Wanted = Callable[[str], bool]
+
+
+def settle(
+    place: Place,
+    pool: int | None,
+    result: PruneResult,
+    *,
+    now_ms: int,
+    force: bool,
+    dry_run: bool,
+    wanted: Wanted | None,
+    tick: Tick,
+) -> int:
+    """Deal with every aside of the cache that earlier runs left, and return the bytes that this frees on the disk.
+
+    Whole caches that a killed run had taken are deleted, those whose quarantine ended (with `force`: all) too; before that, what
+    `wanted` says a layout needs by now goes back. A cache whose name meant nothing when its run was killed is there again.
+    """
+    freed = 0
+    for each in asides.found(place, pool):
+        if each is None:
+            continue
+        state = each.state()
+        if state is None:
+            if not dry_run:
+                each.drop()
+            result.leaked_asides += 1
+        elif state.stage == "full":
+            result.leaked_asides += 1
+            tally = _measure(each, (NEW, OLD), tick) if dry_run else finish_whole(place, each, state, result, tick)
+            result.leaked_bytes += tally.bytes
+            freed += tally.bytes
+        else:
+            freed += _of_policy(each, state, pool, result, now_ms=now_ms, force=force, dry_run=dry_run, wanted=wanted, tick=tick)
+    return freed
+
+
+def _of_policy(
+    each: Aside,
+    state: State,
+    pool: int | None,
+    result: PruneResult,
+    *,
+    now_ms: int,
+    force: bool,
+    dry_run: bool,
+    wanted: Wanted | None,
+    tick: Tick,
+) -> int:
+    killed = state.stage == "moving"
+    result.leaked_asides += killed
+    due = force or state.delete_after <= now_ms
+    if not due:
+        if killed and not dry_run and not _is_empty(each, state):
+            each.say(msgspec.structs.replace(state, stage="kept"))
+        elif killed and not dry_run:
+            each.drop()
+        return 0
+    if wanted is not None and pool is not None and not dry_run:
+        blobs, _ = put_back(each, f"{TREE}/{state.folder}".rstrip("/"), pool, wanted, result.problem)
+        if blobs:
+            result.problem(each.name, f"{blobs} blob(s) that an index names by now were put back out of quarantine")
+    tally = _measure(each, (TREE,), tick) if dry_run else _remove(each, (TREE,), result.problem, tick)
+    if killed:
+        result.leaked_bytes += tally.bytes
+    else:
+        result.expired_bytes += tally.bytes
+    return tally.bytes
+
+
+def finish_whole(place: Place, each: Aside, state: State, result: PruneResult, tick: Tick) -> Tally:
+    """Delete a cache that was exchanged for an empty one; what was to stay of it goes back first."""
+    if place.parent is not None and place.fd is None and each.has(OLD):
+        # Killed between two renames: until now the name of the cache meant nothing.
+        rename_new(NEW if each.has(NEW) else OLD, each.fd, place.name, place.parent)
+        place.open()
+    pool = _pool(place, state.folder)
+    try:
+        wanted = stays(state)
+        for name in (NEW, OLD):
+            if pool is not None and wanted is not None and each.has(name):
+                put_back_counted(each, f"{name}/{state.folder}".rstrip("/"), pool, wanted, result)
+    finally:
+        if pool is not None:
+            os.close(pool)
+    return _remove(each, (NEW, OLD), result.problem, tick)
+
+
+def stays(state: State) -> Callable[[os.DirEntry[str]], str] | None:
+    """Says of an entry of a whole cache why it goes back, empty when it does not; None when nothing does."""
+    if state.everything and not state.keep:
+        return None
+    match = pattern(Kind(state.kind)).match
+    keep = re.compile("|".join(translate(each) for each in state.keep)).match if state.keep else None
+
+    def why(entry: os.DirEntry[str]) -> str:
+        if not match(entry.name) or not entry.is_file(follow_symlinks=False):
+            return "" if state.everything else "other"
+        if keep is not None and keep(key_of(entry.name)[0].hex()):
+            return "kept"
+        return ""
+
+    return why
+
+
+def put_back_counted(each: Aside, where: str, pool: int, why: Callable[[os.DirEntry[str]], str], result: PruneResult) -> None:
+    """Put back into the folder `pool` what `why` has a reason for, and count it as kept."""
+    fd = each.open(where)
+    if fd is None:
+        return
+    try:
+        with os.scandir(fd) as listed:
+            for entry in listed:
+                reason = why(entry)
+                if not reason:
+                    continue
+                found = entry.stat(follow_symlinks=False)
+                if rename_new(entry.name, fd, entry.name, pool):
+                    result.kept[reason] = result.kept.get(reason, 0) + 1
+                    result.kept_bytes += found.st_blocks * BLOCK if entry.is_file(follow_symlinks=False) else 0
+    finally:
+        os.close(fd)
+
+
+def put_back(each: Aside, where: str, pool: int, wanted: Wanted, note: Note) -> tuple[int, int]:
+    """Rename what is `wanted` (by name) out of the folder `where` of the aside into `pool`; how many, and their bytes."""
+    fd = each.open(where)
+    if fd is None:
+        return 0, 0
+    blobs = size = 0
+    try:
+        with os.scandir(fd) as listed:
+            for entry in listed:
+                if not wanted(entry.name):
+                    continue
+                try:
+                    found = entry.stat(follow_symlinks=False)
+                    if rename_new(entry.name, fd, entry.name, pool):
+                        blobs += 1
+                        size += found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - other names hold it
+                    else:
+                        note(entry.name, "it was pulled again meanwhile, which is what stays")
+                except OSError as error:
+                    note(entry.name, f"cannot be put back: {error.strerror}")
+    finally:
+        os.close(fd)
+    return blobs, size
+
+
+def _remove(each: Aside, names: tuple[str, ...], note: Note, tick: Tick) -> Tally:
+    total = Tally()
+    for name in names:
+        fd = each.open(name)
+        if fd is None:
+            continue
+        try:
+            tally = remove_content(fd, tick, note)
+        finally:
+            os.close(fd)
+        total.files += tally.files
+        total.bytes += tally.bytes
+    each.drop()
+    return total
+
+
+def remove(each: Aside, note: Note, tick: Tick) -> Tally:
+    """Delete what a policy moved into it, and the aside."""
+    return _remove(each, (TREE,), note, tick)
+
+
+def _measure(each: Aside, names: tuple[str, ...], tick: Tick) -> Tally:
+    total = Tally()
+    for name in names:
+        fd = each.open(name)
+        if fd is not None:
+            try:
+                tally = count_content(fd, tick)
+            finally:
+                os.close(fd)
+            total.files += tally.files
+            total.bytes += tally.bytes
+    return total
+
+
+def _is_empty(each: Aside, state: State) -> bool:
+    fd = each.open(f"{TREE}/{state.folder}".rstrip("/"))
+    if fd is None:
+        return True
+    try:
+        with os.scandir(fd) as listed:
+            return next(listed, None) is None
+    finally:
+        os.close(fd)
+
+
+def _pool(place: Place, folder: str) -> int | None:
+    if place.fd is not None:
+        with suppress(OSError):
+            return open_below(place.fd, folder)
+    return None

@@ -1,0 +1,103 @@
+"""What layouts need: their reach, the referrers of what is reachable, and whether a pull into them is in progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from mothball.cache_fields import Cache
+from mothball.ocicache.openfiles import OpenFiles
+from mothball.ocicache.place import Place
+from mothball.ocicache.reach import Reach, busy_with, layouts_in, subject_of
+from mothball.ocicache.records import Records
+from mothball.ocicache.types import PruneResult, Tick
+
+QUIET_NS: Final = 60 * 1_000_000_000
+"""A file of another name that was written since then is a pull in progress; an older one was left by a killed pull."""
+_WAIT_S: Final = 5.0
+_POLL_S: Final = 0.1
+_TICKS: Final = 256
+
+Layouts = Callable[[], Iterator[tuple[str, int]]]
+
+
+def layouts_of(cache: Cache, place: Place) -> Layouts:
+    """The layouts that refer to the blobs of the cache: it is one itself, or they were declared."""
+
+    def itself() -> Iterator[tuple[str, int]]:
+        yield cache.path, place.fd if place.fd is not None else -1
+
+    def declared() -> Iterator[tuple[str, int]]:
+        for folder in cache.layouts:
+            yield from layouts_in(folder)
+
+    return declared if cache.layouts else itself
+
+
+class Sparing:
+    """For a cache to which no layout refers, nothing is reachable and no pull is in progress."""
+
+    def __init__(self, place: Place, pool: int, layouts: Layouts | None) -> None:
+        self._pool = pool
+        self._place = place
+        self._layouts = layouts
+        self.reach = None if layouts is None else Reach(pool, layouts)
+
+    def mark(self) -> None:
+        """See what is reachable. Raises `Corrupt` when that cannot be known, `Busy`."""
+        if self.reach is not None:
+            self.reach.mark()
+
+    def again(self) -> None:
+        """And what became so meanwhile."""
+        if self.reach is not None:
+            self.reach.again()
+
+    def report(self, result: PruneResult) -> None:
+        """Say which blobs are named and missing."""
+        if self.reach is not None and self.reach.missing_count:
+            for digest in self.reach.missing[:10]:
+                result.problem(digest, "an index names it and it is not there; pull that image again")
+            if (more := self.reach.missing_count - len(self.reach.missing[:10])) > 0:
+                result.problem("", f"{more} more blob(s) that an index names are not there")
+
+    def referrers(self, records: Records, tick: Tick) -> None:
+        """Count as reachable what refers to something reachable as its subject, and what that names, to the last of them."""
+        if self.reach is None:
+            return
+        pairs = bytearray()
+        for number, entry in enumerate(records):
+            if not number % _TICKS:
+                tick(number)
+            subject = subject_of(entry.name, self._pool)
+            if subject is not None:
+                pairs += bytes.fromhex(subject) + entry.key
+        grew = True
+        while grew:
+            before = len(self.reach.reachable)
+            for at in range(0, len(pairs), 64):
+                if pairs[at : at + 32].hex() in self.reach.reachable:
+                    self.reach.add(pairs[at + 32 : at + 64].hex())
+            grew = len(self.reach.reachable) > before
+
+    def pulling(self, opened: OpenFiles, *, wait: bool) -> str | None:
+        """The name of what shows that a pull is in progress; with `wait`, of one that does not end within five seconds."""
+        if self._layouts is None:
+            return None
+        until = time.monotonic() + (_WAIT_S if wait else 0)
+        while True:
+            sign = self._sign(opened)
+            if sign is None or time.monotonic() >= until:
+                return sign
+            time.sleep(_POLL_S)
+
+    def _sign(self, opened: OpenFiles) -> str | None:
+        since = time.time_ns() - QUIET_NS
+        for fd in (self._pool, self._place.fd):
+            if fd is not None and (sign := busy_with(fd, since, opened.__contains__)) is not None:
+                return sign
+        for _, fd in self._layouts() if self._layouts is not None else ():
+            if (sign := busy_with(fd, since, opened.__contains__)) is not None:
+                return sign
+        return None

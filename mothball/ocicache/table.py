@@ -1,0 +1,90 @@
+"""Sets of millions in a few bytes each: digests that are reachable, files with several names.
+
+A digest is known by its first eight bytes, as in `mothball.store.marks`: two that agree in those make a prune keep a blob that it
+could take, never the other way round.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+_FIRST: Final = 1 << 10
+_FULL: Final = 0.66
+
+
+class Numbers:
+    """A map of whole numbers (0 to 2**64-1) to small counts; a number that was never added has count 0."""
+
+    def __init__(self) -> None:
+        self._mask = _FIRST - 1
+        self._keys = array("Q", bytes(8 * _FIRST))
+        self._counts = array("I", bytes(4 * _FIRST))
+        self._limit = int(_FIRST * _FULL)
+        self.count = 0
+
+    def add(self, key: int) -> int:
+        """Count `key` once more and return its count."""
+        slot = self._slot(key)
+        if not self._counts[slot]:
+            self._keys[slot] = key
+            self.count += 1
+            if self.count > self._limit:
+                self._counts[slot] = 1
+                self._grow()
+                return 1
+        self._counts[slot] += 1
+        return self._counts[slot]
+
+    def __contains__(self, key: int) -> bool:
+        return self._counts[self._slot(key)] > 0
+
+    def _slot(self, key: int) -> int:
+        keys, counts, mask = self._keys, self._counts, self._mask
+        slot = (key * 0x9E3779B97F4A7C15 >> 20) & mask
+        while counts[slot] and keys[slot] != key:
+            slot = (slot + 1) & mask
+        return slot
+
+    def _grow(self) -> None:
+        keys, counts = self._keys, self._counts
+        slots = 2 * (self._mask + 1)
+        self._mask = slots - 1
+        self._keys, self._counts = array("Q", bytes(8 * slots)), array("I", bytes(4 * slots))
+        self._limit = int(slots * _FULL)
+        for key, count in zip(keys, counts, strict=True):
+            if count:
+                slot = self._slot(key)
+                self._keys[slot], self._counts[slot] = key, count
+
+
+class Digests:
+    """Which digests (64 hex digits) are in it."""
+
+    def __init__(self) -> None:
+        self._numbers = Numbers()
+
+    def __len__(self) -> int:
+        return self._numbers.count
+
+    def add(self, digest: str) -> bool:
+        """True when it was not in it yet."""
+        return self._numbers.add(int(digest[:16], 16)) == 1
+
+    def __contains__(self, digest: str) -> bool:
+        return int(digest[:16], 16) in self._numbers
+
+
+class Links:
+    """Bytes of files that may have several names: each file once."""
+
+    def __init__(self) -> None:
+        self._seen = Numbers()
+
+    def first(self, inode: int, links: int, size: int) -> int:
+        """`size` when this is the first name of the file that was seen, else 0."""
+        return size if links < 2 or self._seen.add(inode) == 1 else 0  # noqa: PLR2004 - a second name
+
+    def last(self, inode: int, links: int, size: int) -> int:
+        """`size` when this is the last of its names that go, else 0: until then the bytes stay."""
+        return size if links < 2 or self._seen.add(inode) == links else 0  # noqa: PLR2004 - a second name

@@ -1,0 +1,262 @@
+"""The removal that a policy asks for: look at every entry once, choose, look again just before each goes, tally what went."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mothball.cache_fields import CachePolicy
+from mothball.ocicache import aside as asides
+from mothball.ocicache.aside import TREE, Aside, State
+from mothball.ocicache.openfiles import OpenFiles
+from mothball.ocicache.place import Place
+from mothball.ocicache.plan import Chooser, Guard
+from mothball.ocicache.recognise import ASIDE
+from mothball.ocicache.records import Entry, Records
+from mothball.ocicache.scan import BLOCK, last_used, survey
+from mothball.ocicache.settle import put_back, remove, stays
+from mothball.ocicache.sparing import Sparing
+from mothball.ocicache.table import Links
+from mothball.ocicache.types import Found, LastUse, Leases, PruneResult, Tick
+from mothball.store import beside
+
+_BATCH: Final = 256
+SETTLE_S: Final = 2.0
+"""How long a layout is watched after blobs left it: a pull that counted on one of them names it about now."""
+_POLL_S: Final = 0.2
+_SKEW_NS: Final = 2_000_000_000
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What was asked for."""
+
+    policy: CachePolicy
+    everything: bool
+    pressed: bool
+    declared: bool
+    folder: Path
+    """For files without a name."""
+    last_use: LastUse | None
+    leases: Leases
+    tick: Tick
+
+
+class Work:
+    """One removal. `pool`: the folder of the blobs."""
+
+    def __init__(
+        self, request: Request, place: Place, pool: int, found: Found, sparing: Sparing, state: State, result: PruneResult
+    ) -> None:
+        self._request = request
+        self._place = place
+        self._pool = pool
+        self._found = found
+        self._sparing = sparing
+        self._state = state
+        self._result = result
+        self._referred = sparing.reach is not None
+        self._whole = request.everything and not self._referred
+        device = os.fstat(pool).st_dev
+        self._opened = OpenFiles(device, [place.path] if self._referred else [])
+        self._links = Links()
+        self._aside: Aside | None = None
+        self._guard: Guard | None = None
+
+    def run(self, needed: int, *, at_once: bool) -> None:
+        """Remove; `needed`: bytes that must become free on the disk, `at_once`: what goes is deleted in this run."""
+        with ExitStack() as stack:
+            if not self._result.dry_run:
+                self._aside = stack.enter_context(asides.make(self._place, self._pool, self._state))
+            try:
+                self._remove(needed)
+            finally:
+                if self._aside is not None:
+                    self._end(self._aside, at_once=at_once)
+
+    def _remove(self, needed: int) -> None:
+        request, result = self._request, self._result
+        now = self._now()
+        guard = self._guard = Guard(request.policy, now=now, grace=not self._whole)
+        guard.lease(request.leases())
+        policy = request.policy
+        ordered = not self._whole and bool(policy.reserve or policy.max_bytes is not None or needed)
+        with Records(request.folder, ordered=ordered) as records:
+            reach = self._sparing.reach
+            totals = survey(
+                self._pool,
+                self._found.kind,
+                guard,
+                records,
+                now=now,
+                reachable=None if reach is None else reach.reachable.__contains__,
+                last_use=None if self._whole else request.last_use,
+                tick=request.tick,
+            )
+            result.before_bytes = totals.bytes
+            for reason, count in totals.kept.items():
+                self._keep(reason, count)
+            self._sparing.report(result)
+            self._sparing.referrers(records, request.tick)
+            if records.count and (sign := self._sparing.pulling(self._opened, wait=not result.dry_run)) is not None:
+                self._keep("pulling", records.count)
+                result.problem(sign, "a pull is in progress, which may count on blobs that no index names yet; nothing was deleted")
+                return
+            chooser = Chooser(
+                policy, now=now, total=totals.bytes, free=needed, pressed=request.pressed, everything=request.everything
+            )
+            self._go_through(records, chooser, ordered=ordered, now=now)
+        if self._whole and request.declared:
+            self._take_others()
+        if self._referred and self._aside is not None and result.blobs_freed:
+            self._watch(self._aside)
+
+    def _go_through(self, records: Records, chooser: Chooser, *, ordered: bool, now: int) -> None:
+        done = 0
+        chosen = iter(records)
+        while batch := list(islice(chosen, _BATCH)):
+            uses = self._before_batch(batch)
+            for entry, own in zip(batch, uses, strict=True):
+                done += 1
+                freed = entry.bytes
+                why = chooser.verdict(entry.used, freed)
+                if why and ordered:
+                    # They come in the order of their last use: what holds for this one holds for all the rest.
+                    self._keep(why, records.count - done + 1)
+                    return
+                if not why:
+                    why = self._look_again(entry, own, now)
+                if why:
+                    self._keep(why, 1)
+                elif (size := self._take(entry)) is not None:
+                    chooser.gone(size)
+                    self._result.blobs_freed += 1
+                    self._result.bytes_freed += size
+
+    def _before_batch(self, batch: list[Entry]) -> list[int | None]:
+        """What may have changed since the scan is asked again, for some at a time."""
+        request = self._request
+        request.tick(self._result.blobs_freed)
+        self._sparing.again()
+        if self._whole:
+            return [None] * len(batch)
+        if self._guard is not None:
+            self._guard.lease(request.leases())
+        if request.last_use is None:
+            return [None] * len(batch)
+        return list(request.last_use([f"sha256:{entry.digest}" for entry in batch]))
+
+    def _look_again(self, entry: Entry, own: int | None, now: int) -> str:
+        """Why an entry that was chosen stays after all; empty when it does not."""
+        try:
+            found = os.stat(entry.name, dir_fd=self._pool, follow_symlinks=False)
+        except FileNotFoundError:
+            return "vanished"
+        if self._whole:
+            return ""
+        seen = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_atime_ns)
+        if seen != (entry.inode, entry.size, entry.mtime, entry.atime):
+            return "used"
+        # A record that is younger than what the scan knew, by more than the clocks may differ in a run.
+        if own is not None and last_used(entry.mtime, entry.atime, own, now) > entry.used + _SKEW_NS:
+            return "used"
+        reach = self._sparing.reach
+        if reach is not None and entry.digest in reach.reachable:
+            return "reachable"
+        if self._guard is not None and (why := self._guard.reason(entry.digest, entry.used, found.st_ctime_ns)):
+            return why
+        return "open" if entry.inode in self._opened else ""
+
+    def _take(self, entry: Entry) -> int | None:
+        """Move it aside (or, where the disk is too full for an aside, delete it); the bytes that this frees, None if it stays."""
+        name = entry.name
+        try:
+            if self._aside is not None:
+                self._aside.take(name, self._pool, self._found.folder)
+            elif not self._result.dry_run:
+                os.unlink(name, dir_fd=self._pool)
+        except FileNotFoundError:
+            self._keep("vanished", 1)
+            return None
+        except OSError as error:
+            self._result.problem(name, f"cannot be removed: {error.strerror}")
+            self._keep("error", 1)
+            return None
+        return self._links.last(entry.inode, entry.links, entry.bytes)
+
+    def _take_others(self) -> None:
+        """A full prune of a declared cache that cannot be exchanged: what is no blob goes too."""
+        result = self._result
+        why = stays(msgspec.structs.replace(self._state, everything=True))
+        match_top = self._found.folder.split("/")[0]
+        places = [(self._pool, self._found.folder)]
+        if self._found.folder and self._place.fd is not None:
+            places.append((self._place.fd, ""))
+        for fd, folder in places:
+            with os.scandir(fd) as listed:
+                others = [each.name for each in listed if not each.name.startswith(ASIDE) and not (why is not None and why(each))]
+            for name in others:
+                if folder == self._found.folder or name != match_top:
+                    self._take_other(name, fd, folder)
+        result.kept.pop("other", None)
+
+    def _take_other(self, name: str, fd: int, folder: str) -> None:
+        result = self._result
+        try:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            size = found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - other names hold it
+            if self._aside is not None:
+                self._aside.take(name, fd, folder)
+            elif not result.dry_run:
+                os.unlink(name, dir_fd=fd)
+        except OSError as error:
+            result.problem(name, f"cannot be removed: {error.strerror}")
+            return
+        result.blobs_freed += 1
+        result.bytes_freed += size
+
+    def _watch(self, aside: Aside) -> None:
+        """Give back what an index names by now: a pull may have found it here and written its index after it went."""
+        reach = self._sparing.reach
+        until = time.monotonic() + SETTLE_S
+        while reach is not None:
+            self._sparing.again()
+            where = f"{TREE}/{self._found.folder}".rstrip("/")
+            blobs, size = put_back(aside, where, self._pool, reach.reachable.__contains__, self._result.problem)
+            self._result.blobs_freed -= blobs
+            self._result.bytes_freed -= size
+            if blobs:
+                self._keep("reachable", blobs)
+            if time.monotonic() >= until:
+                return
+            time.sleep(_POLL_S)
+
+    def _end(self, aside: Aside, *, at_once: bool) -> None:
+        result = self._result
+        if not result.blobs_freed:
+            aside.drop()
+        elif at_once:
+            tally = remove(aside, result.problem, self._request.tick)
+            if self._whole:  # folders that were moved as one are counted here
+                result.blobs_freed, result.bytes_freed = tally.files, tally.bytes
+                result.before_bytes = max(result.before_bytes, tally.bytes)
+        else:
+            aside.say(msgspec.structs.replace(self._state, stage="kept"))
+            result.quarantined_bytes = result.bytes_freed
+
+    def _now(self) -> int:
+        """The clock of the files, ns: this host's, unless the file system has another (a server's)."""
+        mine = time.time_ns()
+        if self._aside is None:
+            return mine
+        theirs = os.stat(beside.STATE, dir_fd=self._aside.fd, follow_symlinks=False).st_mtime_ns
+        return theirs if abs(theirs - mine) > _SKEW_NS else mine
+
+    def _keep(self, reason: str, count: int) -> None:
+        if count:
+            self._result.kept[reason] = self._result.kept.get(reason, 0) + count
