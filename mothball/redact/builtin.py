@@ -95,7 +95,11 @@ RULES: tuple[Rule, ...] = (
     Rule("docker-token", rb"dckr_(?:pat|oat)_[0-9A-Za-z_-]{20,}", (b"dckr_pat_", b"dckr_oat_")),
     Rule("databricks", rb"dapi[0-9a-f]{32}", (b"dapi",)),
     Rule("linear", rb"lin_(?:api|oauth)_[0-9A-Za-z]{30,}", (b"lin_api_", b"lin_oauth_")),
-    Rule("private-key", rb"Private-Lines: [0-9]{1,3}\r?\n((?:[0-9A-Za-z+/=]+\r?\n?)+)", (b"Private-Lines: ",)),
+    Rule(
+        "private-key",
+        rb"Private-Lines: [0-9]{1,3}(?:\r?\n|(?:\\{1,8}[rn])+)((?:[0-9A-Za-z+/=]+(?:\r?\n|(?:\\{1,8}[rn])+)?)+)",
+        (b"Private-Lines: ",),
+    ),
     Rule(
         "authorization",
         rb"(?i)(?:bearer|basic)(?:[ \t]|%20)+([0-9a-z+/=_.~:-]{8,})",
@@ -104,7 +108,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "netrc",
-        rb"login[ \t\r\n]+[^ \t\r\n]{1,256}[ \t\r\n]+(?:account[ \t\r\n]+[^ \t\r\n]+[ \t\r\n]+)?password[ \t\r\n]+([^ \t\r\n]+)",
+        rb"login[ \t\r\n]+[^ \t\r\n]{1,256}[ \t\r\n]+(?:account[ \t\r\n]+[^ \t\r\n]+[ \t\r\n]+)?password[ \t\r\n]+"
+        # Up to an escaped line end: in JSON the rest of the text is behind it. What stands for a password already is all of it.
+        rb"(\[redacted:[a-z0-9:-]{1,48}\]|(?:[^ \t\r\n\\]|\\{1,8}[^nrt\\ \t\r\n])+)",
         (b"login ", b"login\t", b"login\n", b"login\r"),
     ),
     Rule(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -39,6 +40,8 @@ _SHAPE = (
     rb"(?i:%(words)s)[\w.\-]{0,48}['\"\]\)\\ \t]{0,12}(?:(?:&quot;|&#3[49];|%%22|%%27)?(?:[=:,>]|%%3[aAdD])|"
     rb"\r?\n[ \t-]{0,40}['\"]?[vV]alue['\"]?[ \t]{0,8}:)"
 )
+_TELLS = re.compile(rb"[0-9A-Za-z\x80-\xff]")
+"""What a part of a secret has: between two pseudonyms, quotes and backslashes of a text that was escaped once more are none."""
 _SWALLOWS = 16
 _LONG = 128
 _LONGEST_PSEUDONYM = 64
@@ -98,7 +101,7 @@ class Scanner:
         if not out or data.find(b"[redacted:", lo, hi) < 0:
             return out
         walls = [match.span() for match in self._walls.finditer(data, lo, hi)]
-        return [part for span in out for part in _outside(span, walls)]
+        return [part for span in out for part in _outside(span, walls) if part is span or _TELLS.search(data, part.start, part.end)]
 
     def behind_pseudonym(self, data: bytes, place: int) -> int:
         """`place`, or the end of the pseudonym that lies across it."""
@@ -113,6 +116,7 @@ class Scanner:
 
 
 def _outside(span: Span, walls: list[tuple[int, int]]) -> Iterator[Span]:
+    """The parts of `span` that no wall covers; the very same object when none touches it."""
     start = span.start
     at = max(0, bisect_left(walls, (start, start)) - 1)
     while at < len(walls) and walls[at][0] < span.end:
@@ -123,7 +127,9 @@ def _outside(span: Span, walls: list[tuple[int, int]]) -> Iterator[Span]:
         if wall_start > start:
             yield span._replace(start=start, end=wall_start)
         start = wall_end
-    if start < span.end:
+    if start == span.start:
+        yield span
+    elif start < span.end:
         yield span._replace(start=start)
 
 
