@@ -41,9 +41,8 @@ def add_to(app: typer.Typer) -> None:
     """Add ``image cache ...`` to `app`."""
     image = typer.Typer(help="Image caches of the hosts.", no_args_is_help=True)
     cache = typer.Typer(help="Pull caches that hosts declare: keep them small, look at them, mend them.", no_args_is_help=True)
-    for name, command in (("prune", prune), ("ls", ls), ("verify", verify), ("undelete", undelete)):
+    for name, command in (("prune", prune), ("ls", ls), ("verify", verify), ("undelete", undelete), ("use", use)):
         cache.command(name)(command)
-    cache.command("use", context_settings={"allow_interspersed_args": False})(use)
     image.add_typer(cache, name="cache")
     app.add_typer(image, name="image", rich_help_panel=PANEL)
 
