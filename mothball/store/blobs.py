@@ -40,6 +40,11 @@ def check_digest(digest: object) -> str:
     return digest
 
 
+def is_digest(digest: object) -> bool:
+    """True for what has the form ``sha256:<64 hex>``."""
+    return isinstance(digest, str) and _DIGEST.match(digest) is not None
+
+
 @contextmanager
 def full_disk_is_no_space(path: Path) -> Iterator[None]:
     """Turn a full disk or quota into `NoSpace`, which says where."""

@@ -25,7 +25,7 @@ import msgspec
 
 from mothball.errors import Corrupt, InvalidParams, MothballError, NotFound
 from mothball.store import Ref, RefIndex, Store
-from mothball.store.blobs import check_digest, read_regular
+from mothball.store.blobs import is_digest, read_regular
 from mothball.store.content import check_diff_id, compare_layer
 from mothball.store.foreign import read_json
 from mothball.store.hashing import rehash
@@ -113,14 +113,9 @@ class _Check:
         captures = list(self._captures(workspace_id))
         manifests: dict[str, Manifest | None] = {}
         for label, ref in captures:
-            if ref.digest not in manifests:
-                manifests[ref.digest] = self._manifest(ref.digest, ref.size, label)
-            self._claim(label, ref.digest, manifests[ref.digest])
-            if (subject := self._subject(ref.digest, manifests[ref.digest], label)) is not None:
-                if subject.digest not in manifests:
-                    manifests[subject.digest] = self._manifest(subject.digest, subject.size, label)
-                image = manifests[subject.digest]
-                self._claim(label, subject.digest, image)
+            manifest = self._needed(manifests, ref.digest, ref.size, label)
+            if (subject := self._subject(ref.digest, manifest, label)) is not None:
+                image = self._needed(manifests, subject.digest, subject.size, label)
                 if image is not None and image.is_artifact:
                     self._problem(ref.digest, [label], "its subject is not an image")
         images = {digest: manifest for digest, manifest in manifests.items() if manifest is not None}
@@ -202,7 +197,7 @@ class _Check:
             self._problem("", [folder.name], "its blobs folder does not lead to the blobs of this store")
 
     def _manifest(self, digest: str, size: int, label: str) -> Manifest | None:
-        if not _is_digest(digest):
+        if not is_digest(digest):
             self._problem("", [label], f"it names {digest[:100]!r}, which is no sha256 digest")
             return None
         with self._guard(digest, [label]):
@@ -211,7 +206,7 @@ class _Check:
             manifest = load_manifest(self._store.blobs, digest)
             self._count_hashed(digest)
             for descriptor in (manifest.config, *manifest.layers):
-                if not _is_digest(descriptor.digest):
+                if not is_digest(descriptor.digest):
                     raise Corrupt(what=f"manifest {digest}", reason="it names a blob that is no sha256 digest")
             return manifest
         return None
@@ -222,13 +217,15 @@ class _Check:
             return None if manifest is None else wanted_subject(digest, manifest)
         return None
 
-    def _claim(self, label: str, digest: str, manifest: Manifest | None) -> None:
-        """Note that `label` needs these blobs, before any of them is looked at."""
-        digests = [digest]
-        if manifest is not None:
-            digests += [manifest.config.digest, *(layer.digest for layer in manifest.layers)]
-        for each in digests:
+    def _needed(self, manifests: dict[str, Manifest | None], digest: str, size: int, label: str) -> Manifest | None:
+        """The manifest, read once; that `label` needs it and its blobs is noted before any of them is looked at."""
+        if digest not in manifests:
+            manifests[digest] = self._manifest(digest, size, label)
+        manifest = manifests[digest]
+        below = () if manifest is None else (manifest.config, *manifest.layers)
+        for each in (digest, *(blob.digest for blob in below)):
             self._users[each].append(label)
+        return manifest
 
     # -- structure -----------------------------------------------------------------------------------------------------
 
@@ -401,11 +398,3 @@ class _Check:
             except (MothballError, OSError):
                 return False
         return True
-
-
-def _is_digest(digest: str) -> bool:
-    try:
-        check_digest(digest)
-    except MothballError:
-        return False
-    return True
