@@ -133,5 +133,5 @@ WORDS = (
 )
 """Parts of names that are telling, in any case (RE2 syntax)."""
 
-OTHER_NAMES = ("url", "private-key", "password", "secret", "known", "env")
+OTHER_NAMES = ("url", "private-key", "password", "secret", "known", "env", "name", "unread")
 """Rules without a pattern of their own."""

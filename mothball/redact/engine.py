@@ -89,7 +89,10 @@ class Redactor:
         return redacted(self, pieces, name)
 
     def binary(self, pieces: Iterable[bytes]) -> set[str]:
-        """The rules that fire in binary content, in its bytes or in UTF-16 within; empty when it may be handed over."""
+        """The rules that fire in binary content; empty when it may be handed over.
+
+        Looked at are its bytes, UTF-16 within them, and what it holds when it is compressed (``unread``: could not be looked at).
+        """
         from mothball.redact.windows import fired
 
         return fired(self, pieces)
@@ -114,7 +117,7 @@ class Redactor:
             self._learned |= self.values
         return new
 
-    def _known_values(self) -> Known:
+    def known_values(self) -> Known:
         """Built again only when something was learned since: a package learns from many files before it reads the others."""
         if self._learned:
             with self._lock:
@@ -161,7 +164,7 @@ class Redactor:
     def spans(self, data: bytes, lo: int, hi: int, level: int, *, form: str = "", known: Known | None = None) -> list[Span]:
         """Where the secrets of ``data[lo:hi]`` stand: by rule, and `known` values (default: this redactor's). Counts nothing."""
         found = self._scanner.spans(data, lo, hi, level)
-        known = self._known_values() if known is None else known
+        known = self.known_values() if known is None else known
         more = [Span(start, end, _KNOWN_RANK, "known") for start, end in known.spans(data, lo, hi)] if known else []
         if form:
             more += [Span(start, end, _KNOWN_RANK - 1, rule) for start, end, rule in by_format(data, lo, hi, form)]

@@ -49,10 +49,10 @@ class _Region:
 class Rescan:
     """Feed it the finished bytes in pieces of any size; an empty list at the end says that nothing was found."""
 
-    def __init__(self, redactor: Redactor) -> None:
-        """The values that `redactor` has found until now are looked for as well."""
+    def __init__(self, redactor: Redactor, known: Known | None = None) -> None:
+        """`known` are the values looked for beside the rules' own findings: by default all that `redactor` has found until now."""
         self._redactor = redactor
-        self._known = Known(redactor.values)
+        self._known = Known(redactor.values) if known is None else known
         self._buffer = bytearray()
         self._offset = 0
         self._tar: bool | None = None
@@ -83,7 +83,7 @@ class Rescan:
         window = bytes(self._buffer[: BLOCK + OVERLAP])
         whole = self._offset + len(window)
         if self._tar is None:
-            self._tar = _is_header(window[:_RECORD])
+            self._tar = is_header(window[:_RECORD])
             if not self._tar:
                 self._regions.append(_Region(0, None))
         while self._tar and self._next + _RECORD <= whole:
@@ -106,7 +106,7 @@ class Rescan:
         if not record.strip(b"\0"):
             self._next += _RECORD
             return
-        size = _size(record) if _is_header(record) else None
+        size = _size(record) if is_header(record) else None
         if size is None:
             # No tar from here on: everything is looked at as it stands.
             self._tar = False
@@ -213,7 +213,7 @@ class Rescan:
         return self._redactor.spans(data, lo, hi, level, form=form, known=self._known)
 
 
-def _is_header(record: bytes) -> bool:
+def is_header(record: bytes) -> bool:
     """True for 512 bytes whose checksum is that of a tar's header."""
     try:
         said = int(record[_SUM].strip(b" \0") or b"x", 8)

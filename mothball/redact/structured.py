@@ -90,6 +90,7 @@ def _value(redactor: Redactor, name: str, value: str) -> str:
 
 
 def environment(redactor: Redactor, env: Mapping[str, str]) -> dict[str, str]:
+    """See `Redactor.env`."""
     return {
         redactor.text(name): _value(redactor, name, value) if is_telling(name) else redactor.text(value)
         for name, value in env.items()
@@ -97,6 +98,7 @@ def environment(redactor: Redactor, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def arguments(redactor: Redactor, argv: list[str]) -> list[str]:
+    """See `Redactor.argv`."""
     out: list[str] = []
     tool = argv[0].rpartition("/")[2] if argv else ""
     name: str | None = None

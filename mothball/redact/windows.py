@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from mothball.redact import files, judge
+from mothball.redact import files, inside, judge
 from mothball.redact.engine import BLOCK, OVERLAP
 from mothball.redact.patterns import compiled
 
 if TYPE_CHECKING:
     from mothball.redact.engine import Redactor
+    from mothball.redact.rescan import Rescan
     from mothball.redact.scan import Span
 
 _ROUNDS = 5
@@ -95,23 +96,83 @@ def wide_runs(data: bytes, lo: int, hi: int) -> Iterator[tuple[int, bytes]]:
         yield start, data[start:end].replace(b"\0", b"")
 
 
+class _Watch:
+    """Bytes in pieces, and the rules that fire in them."""
+
+    def __init__(self, redactor: Redactor, *, inflated: bool) -> None:
+        """Of `inflated` documents those that are text are judged as text; the bytes of a binary file are judged as its strings."""
+        self._redactor = redactor
+        self._inflated = inflated
+        self._quiet = True
+        self._tar: Rescan | None = None
+        self._begun = False
+        self._buffer = bytearray()
+        self.rules: set[str] = set()
+
+    def feed(self, piece: bytes) -> None:
+        if self._tar is not None:
+            self._tar.feed(piece)
+            return
+        self._buffer += piece
+        if not self._begun and len(self._buffer) >= files.HEAD:
+            self._begin()
+        while len(self._buffer) >= BLOCK + OVERLAP:
+            self._look(bytes(self._buffer[: BLOCK + OVERLAP]))
+            del self._buffer[:BLOCK]
+
+    def end(self) -> None:
+        """Nothing follows, or something that has nothing to do with it."""
+        if not self._begun and self._buffer:
+            self._begin()
+        if self._buffer:
+            self._look(bytes(self._buffer))
+        if self._tar is not None:
+            self.rules |= {found.rule for found in self._tar.finish()}
+        self._buffer.clear()
+        self._tar, self._begun = None, False
+
+    def _begin(self) -> None:
+        from mothball.redact.rescan import Rescan, is_header
+
+        self._begun = True
+        head = bytes(self._buffer[: files.HEAD])
+        if is_header(head[:512]):
+            # Member by member: the same file would be judged as text when it lay beside the archive.
+            self._tar = Rescan(self._redactor, self._redactor.known_values())
+            self._tar.feed(bytes(self._buffer))
+            self._buffer.clear()
+        # A git object begins with its kind, its size and a NUL.
+        content = head.partition(b"\0")[2] if head.startswith(_GIT_KINDS) else head
+        self._quiet = not self._inflated or 0 in content
+
+    def _look(self, data: bytes) -> None:
+        spans = self._redactor.spans(data, 0, len(data), files.CODE)
+        self.rules |= {span.rule for span in spans if not self._quiet or loud_enough(span, data)}
+        if self._quiet:
+            for _, text in wide_runs(data, 0, len(data)):
+                wide = self._redactor.spans(text, 0, len(text), files.CODE)
+                self.rules |= {span.rule for span in wide if loud_enough(span, text)}
+
+
+_GIT_KINDS = (b"blob ", b"commit ", b"tag ", b"tree ")
+
+
 def fired(redactor: Redactor, pieces: Iterable[bytes]) -> set[str]:
     """The rules that fire in binary content; see `Redactor.binary`."""
-    rules: set[str] = set()
-    buffer = bytearray()
-    for piece in pieces:
-        buffer += piece
-        while len(buffer) >= BLOCK + OVERLAP:
-            rules |= _fired_in(redactor, bytes(buffer[: BLOCK + OVERLAP]))
-            del buffer[:BLOCK]
-    return rules | _fired_in(redactor, bytes(buffer))
-
-
-def _fired_in(redactor: Redactor, data: bytes) -> set[str]:
-    rules = {span.rule for span in redactor.spans(data, 0, len(data), files.CODE) if loud_enough(span, data)}
-    for _, text in wide_runs(data, 0, len(data)):
-        rules |= {span.rule for span in redactor.spans(text, 0, len(text), files.CODE) if loud_enough(span, text)}
-    return rules
+    raw, inner = _Watch(redactor, inflated=False), _Watch(redactor, inflated=True)
+    source = inside.Source(pieces, raw.feed)
+    try:
+        for piece in inside.contents(source):
+            if piece is None:
+                inner.end()
+            else:
+                inner.feed(piece)
+    except inside.Unread:
+        inner.rules.add(inside.UNREAD)
+    source.drain()
+    raw.end()
+    inner.end()
+    return raw.rules | inner.rules
 
 
 def loud_enough(span: Span, data: bytes) -> bool:
