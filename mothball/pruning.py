@@ -29,6 +29,8 @@ PRUNE_TASK, VERIFY_TASK = "image.cache.prune", "image.cache.verify"
 UNDELETE_TASK, LIST_TASK = "image.cache.undelete", "image.cache.ls"
 WAIT_SECONDS: Final = 30.0
 """How long a run waits for another process that works on the same cache before it is `busy`."""
+END_QUARANTINE: Final = {"older_than": "never", "max_bytes": "never", "min_free": "never"}
+"""Words of a prune that takes nothing and only ends what is over: the quarantine of an earlier one."""
 RESULT_ERRORS: Final = 20
 """Problems of a result that the registry keeps beside the cache; the job's outcome has more."""
 
@@ -73,6 +75,7 @@ class CacheRun:
         self.settings = settings
         self.cache = declared(settings, folder)
         self.registry = registry
+        self._quarantine = 0
         self._ask = ask or (lambda call: call())
 
     def prune(
@@ -89,11 +92,13 @@ class CacheRun:
         from mothball.ocicache.prune import prune
 
         here = self.settings
+        policy = policy_for(here, self.cache, words)
+        self._quarantine = policy.quarantine
         marks = Pressure(high=here.cache_high_percent, low=here.cache_low_percent) if pressure else None
         with self._one_per_disk() if pressure and not dry_run else nullcontext():
             found = prune(
                 self.cache,
-                policy_for(here, self.cache, words),
+                policy,
                 data_dir=here.data_dir,
                 roots=here.workspace_roots,
                 host=here.host,
@@ -129,6 +134,8 @@ class CacheRun:
         short = {**result, "errors": result["errors"][:RESULT_ERRORS], "reason": reason}
         host, path = self.settings.host, self.cache.path
         self._ask(lambda: registry.caches.note_pruned(host, path, run, short, reason=reason))
+        if result["quarantined_bytes"]:
+            self._ask(lambda: registry.caches.quarantined(host, path, self._quarantine))
 
     def verify(self, *, delete: bool, tick: Tick | None = None) -> dict[str, Any]:
         """Read every entry; with `delete` those go whose content is not what their name says (N-04)."""

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mothball import cache_fields, durations
 from mothball.errors import InvalidParams, Unavailable
-from mothball.pruning import LIST_TASK, PRUNE_TASK, UNDELETE_TASK, VERIFY_TASK, CacheRun, lane_of
+from mothball.pruning import END_QUARANTINE, LIST_TASK, PRUNE_TASK, UNDELETE_TASK, VERIFY_TASK, CacheRun, lane_of
 from mothball.registry import Host
 from mothball.settings import Settings
 from tasks.context import JobContext, patiently
@@ -49,7 +49,7 @@ class PruneArgs(CacheArgs):
     dry_run: bool = Field(default=False, description="say what would go; nothing is changed")
     everything: bool = Field(default=False, description="empty the cache, whatever its policy says")
     pressure: bool = Field(default=False, description="only while the disk is above its high mark, down to its low mark")
-    reason: str = Field(default="asked", pattern=r"^(asked|schedule|pressure)$", description="why: asked, schedule or pressure")
+    reason: str = Field(default="asked", pattern=r"^(asked|schedule|pressure|quarantine)$", description="why, for event and log")
 
     @field_validator("policy")
     @classmethod
@@ -189,14 +189,22 @@ def turn_seconds(settings: Settings) -> int:
 
 @sweep_task(name="maintenance.image_cache", every=turn_seconds, soft_time_limit=45, time_limit=60)
 def prune_caches(here: Services) -> dict[str, Any]:
-    """Ask each host once per interval, at its own moment of it, to prune its caches by their policies."""
+    """Ask each host once per interval, at its own moment of it, to prune its caches by their policies; and to end quarantines."""
     interval = here.settings.cache_seconds * 1000
+    over = here.registry.caches.over()
 
     def mine(host: Host) -> list[dict[str, Any]]:
         found = _announced(host)
         return found if found and here.registry.caches.due(host.host, interval) else []
 
-    return _ask(here, mine, "schedule", lambda host: here.registry.caches.give_turn_back(host, interval))
+    done = _ask(here, mine, "schedule", lambda host: here.registry.caches.give_turn_back(host, interval))
+    # After the others: whoever is asked to prune ends his quarantine with that.
+    ended = _ask(here, lambda host: _over(host, over), "quarantine", lambda _host: None) if over else {"asked": 0, "failed": 0}
+    return {**done, "failed": done["failed"] + ended["failed"], "quarantines": ended["asked"]}
+
+
+def _over(host: Host, over: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [{"dir": folder} for name, folder in over if name == host.host]
 
 
 def pressure_seconds(settings: Settings) -> int:
@@ -239,13 +247,17 @@ def _ask(
     for host in (each for each in here.registry.hosts.list() if each.online):
         try:
             for cache in wanted(host):
-                args = {"host": host.host, "dir": cache["dir"], "reason": reason, "pressure": reason == "pressure"}
+                args: dict[str, Any] = {"host": host.host, "dir": cache["dir"], "reason": reason, "pressure": reason == "pressure"}
+                if reason == "quarantine":
+                    args["policy"] = END_QUARANTINE
                 submitted = here.registry.jobs.submit(
                     PRUNE_TASK, args, workspace=None, host=host.host, lane=lane_of(args), origin="beat"
                 )
                 asked, joined = asked + (not submitted.joined), joined + submitted.joined
                 if submitted.ring:
                     bells.ring(submitted.job)
+                if reason != "pressure":
+                    here.registry.caches.asked(host.host, cache["dir"])
             in_a_row = 0
         except SoftTimeLimitExceeded:
             raise

@@ -154,6 +154,31 @@ class Caches:
             return None
         return LastPrune(at=at, result=result) if isinstance(result, dict) else None
 
+    def quarantined(self, host: str, folder: str, lasts_ms: int) -> None:
+        """Note that the cache has something in quarantine, and when that is over."""
+        name = self._key("cache", "quarantine")
+        with self._connection.guard() as client:
+            seconds, micros = client.time()
+            due = int(seconds) * 1000 + int(micros) // 1000 + lasts_ms
+            pipe = client.pipeline()
+            pipe.zadd(name, {f"{check_host(host)}:{folder}": due})
+            pipe.pexpire(name, RESULT_KEPT_MS)
+            pipe.execute()
+
+    def over(self, limit: int = _BATCH) -> list[tuple[str, str]]:
+        """Hosts and folders whose quarantine is over and who were not asked since (`asked`): the space can be had."""
+        name = self._key("cache", "quarantine")
+        with self._connection.guard() as client:
+            seconds, micros = client.time()
+            now = int(seconds) * 1000 + int(micros) // 1000
+            found = client.zrange(name, "-inf", now, byscore=True, offset=0, num=limit)
+        return [(host, folder) for host, _, folder in (each.partition(":") for each in found)]
+
+    def asked(self, host: str, folder: str) -> None:
+        """The host was asked to end the quarantine of the cache."""
+        with self._connection.guard() as client:
+            client.zrem(self._key("cache", "quarantine"), f"{check_host(host)}:{folder}")
+
     def give_turn_back(self, host: str, interval_ms: int) -> None:
         """The turn that `due` gave was of no use: the next caller gets it again."""
         self._scripts.run("cache_due", check_host(host), interval_ms, offset_ms(host, interval_ms), "back")

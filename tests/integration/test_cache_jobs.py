@@ -326,12 +326,12 @@ def test_the_lane_of_a_request_does_not_depend_on_why_it_was_asked_or_on_default
 def test_the_daily_sweep_asks_each_cache_of_each_host_once_a_day_however_many_beats_there_are(caches: Caches) -> None:
     caches.registry.hosts.heartbeat("h2", {"image_caches": [{"dir": "/var/cache/oci"}]})
     caches.registry.hosts.heartbeat("none", {})
-    assert jobs.prune_caches(caches.here) == {"asked": 3, "joined": 0, "failed": 0}
+    assert jobs.prune_caches(caches.here) == {"asked": 3, "joined": 0, "failed": 0, "quarantines": 0}
     asked = {(job.host, job.args["dir"], job.args["reason"]) for job in caches.queued()}
     mine = {("h1", str(caches.flat), "schedule"), ("h1", str(caches.other), "schedule")}
     assert asked == {*mine, ("h2", "/var/cache/oci", "schedule")}
     for _ in range(3):
-        assert jobs.prune_caches(caches.here) == {"asked": 0, "joined": 0, "failed": 0}
+        assert jobs.prune_caches(caches.here) == {"asked": 0, "joined": 0, "failed": 0, "quarantines": 0}
 
 
 def test_the_daily_sweep_is_late_by_a_small_part_of_the_day_at_most(caches: Caches) -> None:
@@ -354,9 +354,40 @@ def test_a_turn_of_a_host_that_could_not_be_asked_is_not_lost(caches: Caches, mo
         raise InvalidParams("not now")
 
     monkeypatch.setattr(caches.registry.jobs, "submit", refuse)
-    assert jobs.prune_caches(caches.here) == {"asked": 0, "joined": 0, "failed": 1}
+    assert jobs.prune_caches(caches.here) == {"asked": 0, "joined": 0, "failed": 1, "quarantines": 0}
     monkeypatch.setattr(caches.registry.jobs, "submit", real)
     assert jobs.prune_caches(caches.here)["asked"] == 2
+
+
+def test_what_a_policy_removed_leaves_the_disk_soon_after_its_quarantine_and_not_with_the_next_day(caches: Caches) -> None:
+    assert jobs.prune_caches(caches.here)["asked"] == 2
+    for job in caches.queued():
+        deliver(job)
+    caches.blob("a", days=40)
+    caches.blob("b", days=40, folder=caches.other)
+    kept = caches.blob("c", days=40)
+    assert caches.run(policy={"quarantine": "1s", "keep": [kept]})["quarantined_bytes"] == 8 * KIB
+    assert caches.run(dir=str(caches.other))["quarantined_bytes"] == 8 * KIB
+    assert jobs.prune_caches(caches.here)["quarantines"] == 0
+    time.sleep(1.1)
+    assert jobs.prune_caches(caches.here) == {"asked": 0, "joined": 0, "failed": 0, "quarantines": 1}
+    [job] = caches.queued()
+    result = deliver(job)
+    assert (result["expired_bytes"], result["bytes_freed"], result["blobs_freed"]) == (8 * KIB, 0, 0)
+    assert caches.names() == {kept}
+    assert jobs.prune_caches(caches.here)["quarantines"] == 0
+    assert sum("aside" in each.name for each in caches.flat.parent.iterdir()) == 1
+
+
+def test_a_quarantine_of_a_host_that_is_offline_waits_for_it(caches: Caches) -> None:
+    caches.registry.caches.quarantined("h2", "/a:b", 0)
+    time.sleep(0.01)
+    assert jobs.prune_caches(caches.here)["quarantines"] == 0
+    caches.registry.hosts.heartbeat("h2", {})
+    assert jobs.prune_caches(caches.here)["quarantines"] == 1
+    [job] = [job for job in caches.queued() if job.host == "h2"]
+    assert (job.args["dir"], job.args["reason"]) == ("/a:b", "quarantine")
+    assert caches.registry.caches.over() == []
 
 
 def full(caches: Caches, percent: float, **more: Any) -> None:

@@ -177,12 +177,13 @@ def test_every_key_of_a_cache_runs_out(bench: Bench) -> None:
     caches.note_pruned(HOST, DIR, "1", {"bytes_freed": 0, "blobs_freed": 0}, reason="asked")
     caches.note_running(HOST, DIR, "cache-x", "job-1", 5_000)
     caches.calm(HOST, DIR, 5_000)
+    caches.quarantined(HOST, DIR, 5_000)
     assert caches.running(HOST, DIR, "cache-x") == "job-1"
     assert caches.running(HOST, DIR, "cache-y") is None
     assert caches.calmed(HOST, DIR)
     assert not caches.calmed(HOST, "/other")
     found = cache_keys(bench)
-    assert len(found) == 5
+    assert len(found) == 6
     assert all(bench.raw.pttl(name) > 0 for name in found)
 
 
