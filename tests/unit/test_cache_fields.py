@@ -129,8 +129,8 @@ def test_a_wrong_declaration_is_refused_and_says_which(text: str, said: str) -> 
 
 
 def test_a_path_is_cleaned_and_the_home_is_this_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert clean_path("~/.cache/oci//x/.", "a cache") == "/home/me/.cache/oci/x"
+    monkeypatch.setenv("HOME", "/Users/me")
+    assert clean_path("~/.cache/oci//x/.", "a cache") == "/Users/me/.cache/oci/x"
     assert clean_path("//srv/x", "a cache") == "/srv/x"
     assert overlaps("/a/b", "/a") and overlaps("/a", "/a/b") and not overlaps("/a/b", "/a/bc")
 
@@ -138,24 +138,24 @@ def test_a_path_is_cleaned_and_the_home_is_this_users(monkeypatch: pytest.Monkey
 REFUSED = [
     ("/", "holds everything else"), ("/home", "holds everything else"), ("/tmp", "holds everything else"),
     ("/var/lib", "holds everything else"), ("/usr/share/x", "belongs to the system"), ("/etc", "belongs to the system"),
-    ("/proc/self", "belongs to the system"), ("/home/somebody", "home folder"), ("/home/me/.cache", "of the home /home/me"),
-    ("/home/me/.ssh", "of the home /home/me"), ("/root", "holds everything else"), ("/ws/root", "workspace root"),
+    ("/proc/self", "belongs to the system"), ("/Users/somebody", "home folder"), ("/Users/me/.cache", "of the home /Users/me"),
+    ("/Users/me/.ssh", "of the home /Users/me"), ("/root", "holds everything else"), ("/ws/root", "workspace root"),
     ("/ws", "workspace root"), ("/data", "data dir"), ("/data/store", "data dir"), ("/", "everything"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("path", "why"), REFUSED)
 def test_n12_no_place_for_a_cache(path: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/Users/me")
     with pytest.raises(PathNotAllowed, match=why):
         check_place(path, roots=["/ws/root"], data_dir="/data")
 
 
 @pytest.mark.parametrize(
-    "path", ["/home/me/.cache/banger/oci", "/var/cache/banger/oci", "/srv/oci", "/tmp/oci", "/ws/other", "/data2"]
+    "path", ["/Users/me/.cache/banger/oci", "/var/cache/banger/oci", "/srv/oci", "/tmp/oci", "/ws/other", "/data2"]
 )
 def test_n02_a_place_for_a_cache(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/Users/me")
     check_place(path, roots=["/ws/root"], data_dir="/data")
 
 
