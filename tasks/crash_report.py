@@ -21,12 +21,15 @@ from tasks.capture import CaptureArgs, capture_now
 from tasks.context import JobContext, patiently
 from tasks.crash_args import CrashReportArgs
 from tasks.job import Outcome, job_task
+from tasks.quiet import redacted_with
 
 log = structlog.stdlib.get_logger("mothball.crash")
 _SOFT_MARGIN_SECONDS = 60
 _LOG_IN_DRAFT = 512 * 1024
 """Bytes of a log that a draft keeps when all of it would be too much for the registry."""
 _SHOWN_TEXT = 500
+SECRET = ("error", "title", "command", "env", "cgroup", "by")
+"""Arguments in which secrets may stand."""
 
 
 def hard_limit(settings: Settings) -> int:
@@ -41,7 +44,7 @@ def soft_limit(settings: Settings) -> int:
 
 @job_task(
     name="workspace.crash_report", args=CrashReportArgs, queue="host", time_limit=hard_limit, soft_time_limit=soft_limit,
-    blames=False, secret=("error", "title", "command", "env", "cgroup", "by"),
+    blames=False, secret=SECRET,
 )  # fmt: skip
 def crash_report(ctx: JobContext, args: CrashReportArgs) -> Outcome:
     """File a crash report of the workspace; the same failure again within the window is counted on the first report."""
@@ -193,6 +196,7 @@ class _Filing:
         sign = signature(given.error or given.title, evidence)
         occurrence = {"workspace": workspace.id, "at": draft.at, "digest": capture.digest, "job": ctx.job.id}
         scope = scope_of(workspace.id, workspace.repo)
+        self._learn(capture.digest)
         same = patiently(
             lambda: self.crashes.repeat(
                 ctx.job.id, ctx.fence, workspace=workspace.id, scope=scope, signature=sign.hex16, at=draft.at, occurrence=occurrence
@@ -201,7 +205,6 @@ class _Filing:
         if same is not None:
             log.info("the same failure was reported before", report=same.id, count=same.count)
             return self._result(same, capture, repeated=True)
-        self._learn(capture.digest)
         document = self._document(draft, given, sign, capture, git, left_out)
         # A run that died later than here left files under the name that it gave them: they are replaced, not added to.
         document["id"] = patiently(lambda: self.crashes.name(ctx.job.id, ctx.fence, document["id"]))
@@ -244,11 +247,17 @@ class _Filing:
         return finish(document, self.redactor, key_id=getattr(self.redactor, "key_id", ""))
 
     def _learn(self, digest: str) -> None:
-        """What the workspace's own credential files hold is a secret wherever it is said, in the error text as well."""
+        """What the workspace's own credential files hold is a secret wherever it is said: in the error text, and so in the job itself.
+
+        The producer could not know it when he redacted his arguments; nobody needs them in clear any more.
+        """
         from mothball.crash.publish import learn_credentials
 
-        self.ctx.checkpoint("learn")
+        ctx = self.ctx
+        ctx.checkpoint("learn")
         learn_credentials(self.store, digest, self.redactor, self._tick)
+        if (quiet := redacted_with(self.redactor, SECRET, ctx.job.args)) != ctx.job.args:
+            patiently(lambda: ctx.registry.jobs.reword(ctx.job.id, ctx.fence, quiet))
 
     def _package(self, document: dict[str, Any], capture: Captured) -> Any:
         from mothball.crash.packages import remove_package

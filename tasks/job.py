@@ -61,6 +61,8 @@ class JobTask(Task[Any, Any]):
     default_retry_delay = 0
     throws = (MothballError,)
     Request = "tasks.quiet:QuietRequest"
+    secret: tuple[str, ...] = ()
+    """Names of arguments that nobody is shown."""
 
     def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """In the main process, after a pool process died: free the job's lease at once instead of waiting for it to run out."""
@@ -93,7 +95,7 @@ def job_task(**options: Any) -> Callable[[F], F]:
         run.__name__ = getattr(function, "__name__", "run")
         run.__doc__ = function.__doc__
         run.__module__ = function.__module__
-        shared_task(name=spec.name, base=JobTask, bind=True, ignore_result=spec.ignore_result)(run)
+        shared_task(name=spec.name, base=JobTask, bind=True, ignore_result=spec.ignore_result, secret=spec.secret)(run)
         return function
 
     return declare

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 1024
 """Characters of arguments in an event, as Celery itself does it."""
+_HIDDEN = "[not shown]"
 _EVENT_TEXTS = ("args", "kwargs", "result", "exception", "traceback")
 
 
@@ -35,11 +36,14 @@ def quiet_error(error: MothballError) -> MothballError:
 
 def redacted_arguments(names: tuple[str, ...], kwargs: Mapping[str, Any], settings: Settings, registry: Registry) -> dict[str, Any]:
     """`kwargs` with the arguments called `names` redacted, with the fleet's pseudonyms. Raises `Unavailable`."""
-    given = {name: kwargs[name] for name in names if kwargs.get(name)}
-    if not given:
+    if not any(kwargs.get(name) for name in names):
         return dict(kwargs)
-    redactor = redactor_for(settings, registry)
-    return {**kwargs, **{name: _of_type(redactor, value) for name, value in given.items()}}
+    return redacted_with(redactor_for(settings, registry), names, kwargs)
+
+
+def redacted_with(redactor: Redactor, names: tuple[str, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`kwargs` with the arguments called `names` redacted by `redactor`."""
+    return {**kwargs, **{name: _of_type(redactor, kwargs[name]) for name in names if kwargs.get(name)}}
 
 
 def _of_type(redactor: Redactor, value: Any) -> Any:
@@ -60,7 +64,8 @@ def _shown(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 class QuietRequest(Request):
     """Celery's view of a delivered message in the worker's main process, with masked arguments wherever they are shown.
 
-    The function still gets the arguments as they were sent; the task decides which of them may enter a record.
+    The function still gets the arguments as they were sent; the task decides which of them may enter a record. Those that it
+    declares as ``secret`` are not shown at all: what is a secret in them may be known only when the job has looked at its workspace.
     """
 
     def __init__(self, message: Any, **options: Any) -> None:
@@ -68,7 +73,9 @@ class QuietRequest(Request):
         # Not the sender's own text: it may be cut in the middle of a secret, or simply be wrong.
         this: Any = self  # the published types leave out what Celery keeps these in
         this._argsrepr = saferepr(_of_type(masker(), list(this.args or ())), maxlen=_SHOWN)
-        this._kwargsrepr = saferepr(_shown(this.kwargs or {}), maxlen=_SHOWN)
+        secret = getattr(self.task, "secret", ())
+        kwargs = {name: _HIDDEN if name in secret and value else value for name, value in dict(this.kwargs or {}).items()}
+        this._kwargsrepr = saferepr(_shown(kwargs), maxlen=_SHOWN)
         # The pool process logs from these, and the result backend stores them when it keeps extended results.
         this.request_dict.update(argsrepr=this.argsrepr, kwargsrepr=this.kwargsrepr)
 

@@ -104,6 +104,13 @@ class Runs:
         text = encode.dumps(outcome, "outcome", encode.MAX_OUTCOME_BYTES)
         return doorbell_of(self._fenced("finish", id, fence, text, *_record_args(record))[1])
 
+    def reword(self, id: str, fence: int, args: dict[str, Any]) -> None:  # noqa: A002
+        """Store `args` as the arguments of a running job: those it has, without what the run learned to be secret.
+
+        Who looks at the job, and another run of it, gets these. Safe to repeat. Raises `LeaseLost`, `InvalidParams`, `Unavailable`.
+        """
+        self._fenced("reword", id, fence, encode.arguments(args))
+
     def captured(self, id: str, fence: int, record: dict[str, Any]) -> None:  # noqa: A002
         """Record a capture that a run has made on its way, before it is known how the run ends; `record` as in `finish`.
 

@@ -611,3 +611,18 @@ def test_a_recipient_that_is_none_is_said_before_anything_is_captured(make_here:
     assert isinstance(here.fails(here.fleet.crash_report(ID, "boom").id), InvalidParams)
     assert here.record.generation == 0
     assert here.packages() == []
+
+
+def test_a_value_that_only_the_workspace_tells_to_be_a_secret_leaves_the_job_when_the_report_is_made(here: Crashing) -> None:
+    value = "7bKz4Qm9Xw2L" + "r8Tn5Vd3Hs6J"
+    (here.folder / ".env").write_text(f"DEPLOY_TOKEN={value}\n")
+    job = here.fleet.crash_report(ID, f"refused: {value}", command=["deploy", value], package=False)
+    assert value in json.dumps(here.registry.jobs.get(job.id).args), "the producer cannot know it"
+    first = here.deliver(job.id)
+    again = here.file(f"refused: {value}")
+    assert (again["repeated"], again["id"]) == (True, first["id"])
+    records = [each.to_dict() for each in here.registry.jobs.list(limit=100)]
+    told = json.dumps([records, here.document(first["id"]), [event.to_dict() for event in here.registry.events.list(limit=100)]])
+    assert value not in told
+    assert "refused: [redacted:known:" in here.registry.jobs.get(job.id).args["error"]
+    assert here.crash(first["id"]).title.startswith("refused: [redacted:known:")
