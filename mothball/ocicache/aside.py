@@ -253,7 +253,7 @@ def _one(place: Place, holder: int, name: str, seen: set[tuple[int, int]]) -> It
         state = aside.state()
         if state is None:
             # Made and not yet said what for: there can be nothing in it but the state's own temporary file.
-            if set(os.listdir(fd)) <= {os.fsdecode(beside.NEW_STATE)}:
+            if set(os.listdir(fd)) <= {os.fsdecode(beside.NEW_STATE)}:  # noqa: PTH208 - a descriptor
                 yield aside
         elif state.cache == place.path:
             yield aside

@@ -20,7 +20,7 @@ from mothball.ocicache.plan import disk_of, explain, to_free, under_pressure
 from mothball.ocicache.recognise import open_below, recognise_fd
 from mothball.ocicache.removal import count_content
 from mothball.ocicache.settle import settle
-from mothball.ocicache.sparing import Sparing, layouts_of
+from mothball.ocicache.sparing import Sparing
 from mothball.ocicache.types import PRUNABLE, Found, Kind, LastUse, Lease, Leases, Pressure, PruneResult, Tick
 from mothball.ocicache.work import Request, Work
 
@@ -154,8 +154,8 @@ class _Request:
     def _settle(
         self, place: Place, pool: int | None, result: PruneResult, now_ms: int, sparing: Sparing | None, *, force: bool
     ) -> int:
-        wanted = None if sparing is None or sparing.reach is None else sparing.reach.reachable.__contains__
-        return settle(place, pool, result, now_ms=now_ms, force=force, dry_run=result.dry_run, wanted=wanted, tick=self.tick)
+        give_back = None if sparing is None else sparing.give_back
+        return settle(place, pool, result, now_ms=now_ms, force=force, dry_run=result.dry_run, give_back=give_back, tick=self.tick)
 
     def _prune(self, place: Place, pool: int, found: Found, result: PruneResult, now_ms: int) -> None:
         if self.pressure is not None and not under_pressure(disk_of(pool), self.pressure):
@@ -164,7 +164,7 @@ class _Request:
         if self.pressure is not None:
             result.policy = f"pressure: above {self.pressure.high:g}%, to {self.pressure.low:g}%"
         referred = found.kind in {Kind.LAYOUT, Kind.SHARED}
-        sparing = Sparing(place, pool, layouts_of(self.cache, place) if referred else None)
+        sparing = Sparing(self.cache, place, pool, referred=referred)
         sparing.mark()
         needed = to_free(self.policy, disk_of(pool), self.pressure)
         settled = self._settle(place, pool, result, now_ms, sparing, force=needed > 0)

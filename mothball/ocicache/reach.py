@@ -32,7 +32,7 @@ _DEPTH: Final = 3
 """How far below a folder of ``layouts=`` a layout may lie."""
 _MAX_LAYOUTS: Final = 10_000
 _SHOWN: Final = 50
-_OWN: Final = frozenset({INDEX, "oci-layout", "blobs"})
+_OWN: Final = frozenset({INDEX, "oci-layout", "blobs", "sha256"})
 
 
 class Reach:
@@ -217,9 +217,10 @@ def _read_file(name: str, folder: int, limit: int, *, first: bytes = b"") -> byt
         os.close(fd)
 
 
-def layouts_in(folder: str) -> Iterator[tuple[str, int]]:
+def layouts_in(folder: str, *, unfinished: bool = False) -> Iterator[tuple[str, int]]:
     """(path, descriptor) of every layout in `folder` or up to three levels below; the descriptor is closed after each.
 
+    `unfinished`: instead, folders that are none yet: a pull writes a new layout's index last.
     `Corrupt` when the folder is missing, or holds what cannot be looked at: then nothing is known of what its layouts need.
     """
     try:
@@ -228,16 +229,18 @@ def layouts_in(folder: str) -> Iterator[tuple[str, int]]:
         text = f"{error.strerror}; without it nobody knows which blobs are needed, so nothing was deleted"
         raise Corrupt(what=f"the folder of layouts {folder!r}", reason=text) from error
     try:
-        yield from _layouts_below(folder, fd, _DEPTH)
+        yield from _layouts_below(folder, fd, _DEPTH, unfinished)
     finally:
         os.close(fd)
 
 
-def _layouts_below(path: str, fd: int, depth: int) -> Iterator[tuple[str, int]]:
+def _layouts_below(path: str, fd: int, depth: int, unfinished: bool) -> Iterator[tuple[str, int]]:
     with os.scandir(fd) as entries:
         found = sorted((each.name, each.is_dir(follow_symlinks=False)) for each in entries)
-    if any(name == INDEX for name, _ in found):
+    has_index = any(name == INDEX for name, _ in found)
+    if has_index != unfinished:
         yield path, fd
+    if has_index:
         return
     if len(found) > _MAX_LAYOUTS:
         text = f"it has more than {_MAX_LAYOUTS:,} entries; nothing was deleted"
@@ -253,7 +256,7 @@ def _layouts_below(path: str, fd: int, depth: int) -> Iterator[tuple[str, int]]:
             text = f"{error.strerror}; a layout may lie in it, so nothing was deleted"
             raise Corrupt(what=f"the folder {path}/{name}", reason=text) from error
         try:
-            yield from _layouts_below(f"{path}/{name}", deeper, depth - 1)
+            yield from _layouts_below(f"{path}/{name}", deeper, depth - 1, unfinished)
         finally:
             os.close(deeper)
 
@@ -261,8 +264,8 @@ def _layouts_below(path: str, fd: int, depth: int) -> Iterator[tuple[str, int]]:
 def busy_with(fd: int, since_ns: int, is_open: Callable[[int], bool]) -> str | None:
     """The name of something in the folder that is neither blob nor index and is open or was written after `since_ns`.
 
-    That is how a pull in progress looks: skopeo, regclient and umoci write into files of other names first, and a new layout has
-    no index yet. Such a pull may count on blobs that it found here and that no index names yet.
+    That is how a pull in progress looks: skopeo, regclient and umoci write under other names first. Such a pull may count on blobs
+    that it found here and that no index names yet.
     """
     with os.scandir(fd) as entries:
         for entry in entries:
@@ -273,14 +276,7 @@ def busy_with(fd: int, since_ns: int, is_open: Callable[[int], bool]) -> str | N
             except FileNotFoundError:
                 return entry.name
             young = max(seen.st_mtime_ns, seen.st_ctime_ns) > since_ns
-            if (young or is_open(seen.st_ino)) and not (stat.S_ISDIR(seen.st_mode) and _has_index(entry.name, fd)):
+            # A plain folder is where other layouts lie, or extra content, which a layout may have; umoci's begins with a dot.
+            if (young or is_open(seen.st_ino)) and (entry.name.startswith(".") or not stat.S_ISDIR(seen.st_mode)):
                 return entry.name
     return None
-
-
-def _has_index(name: str, fd: int) -> bool:
-    try:
-        os.stat(f"{name}/{INDEX}", dir_fd=fd, follow_symlinks=False)
-    except OSError:
-        return False
-    return True

@@ -135,8 +135,8 @@ class _Top:
 
 
 _SIGNS: Final = frozenset({
-    "buildkitd.lock", "cache.db", "snapshots.db", "runc-overlayfs", "runc-native", "storage.lock", "overlay-images", "overlay-layers",
-    "vfs-images", "vfs-layers", "engine-id", "image", "containers", "volumes", "overlay2", "docker",
+    "buildkitd.lock", "cache.db", "snapshots.db", "runc-overlayfs", "runc-native", "storage.lock", "overlay-images",
+    "overlay-layers", "vfs-images", "vfs-layers", "engine-id", "image", "containers", "volumes", "overlay2", "docker",
 })  # fmt: skip
 
 

@@ -103,9 +103,10 @@ def survey(
         used = last_used(mtime, atime, own, now)
         oldest = used if not oldest or used < oldest else oldest
         newest = max(used, newest)
-        why = reason_of(digest, used, max(mtime, found.st_ctime_ns))
-        if not why and reachable is not None and reachable(digest):
+        if reachable is not None and reachable(digest):
             why = "reachable"
+        else:
+            why = reason_of(digest, used, max(mtime, found.st_ctime_ns))
         if not why and in_use:
             why = "open"
         if why:

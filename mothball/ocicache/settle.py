@@ -21,6 +21,8 @@ from mothball.ocicache.system import rename_new
 from mothball.ocicache.types import Kind, PruneResult, Tick
 
 Wanted = Callable[[str], bool]
+GiveBack = Callable[[Aside, str, Note], tuple[int, int]]
+"""Puts back out of a folder of an aside what a layout needs by now; how many blobs, and their bytes."""
 
 
 def settle(
@@ -31,13 +33,13 @@ def settle(
     now_ms: int,
     force: bool,
     dry_run: bool,
-    wanted: Wanted | None,
+    give_back: GiveBack | None,
     tick: Tick,
 ) -> int:
     """Deal with every aside of the cache that earlier runs left, and return the bytes that this frees on the disk.
 
     Whole caches that a killed run had taken are deleted, those whose quarantine ended (with `force`: all) too; before that, what
-    `wanted` says a layout needs by now goes back. A cache whose name meant nothing when its run was killed is there again.
+    a layout needs by now goes back (`give_back`). A cache whose name meant nothing when its run was killed is there again.
     """
     freed = 0
     for each in asides.found(place, pool):
@@ -54,20 +56,19 @@ def settle(
             result.leaked_bytes += tally.bytes
             freed += tally.bytes
         else:
-            freed += _of_policy(each, state, pool, result, now_ms=now_ms, force=force, dry_run=dry_run, wanted=wanted, tick=tick)
+            freed += _of_policy(each, state, result, now_ms=now_ms, force=force, dry_run=dry_run, give_back=give_back, tick=tick)
     return freed
 
 
 def _of_policy(
     each: Aside,
     state: State,
-    pool: int | None,
     result: PruneResult,
     *,
     now_ms: int,
     force: bool,
     dry_run: bool,
-    wanted: Wanted | None,
+    give_back: GiveBack | None,
     tick: Tick,
 ) -> int:
     killed = state.stage == "moving"
@@ -79,8 +80,8 @@ def _of_policy(
         elif killed and not dry_run:
             each.drop()
         return 0
-    if wanted is not None and pool is not None and not dry_run:
-        blobs, _ = put_back(each, f"{TREE}/{state.folder}".rstrip("/"), pool, wanted, result.problem)
+    if give_back is not None and not dry_run:
+        blobs, _ = give_back(each, f"{TREE}/{state.folder}".rstrip("/"), result.problem)
         if blobs:
             result.problem(each.name, f"{blobs} blob(s) that an index names by now were put back out of quarantine")
     tally = _measure(each, (TREE,), tick) if dry_run else _remove(each, (TREE,), result.problem, tick)

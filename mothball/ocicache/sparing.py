@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Final
 
 from mothball.cache_fields import Cache
+from mothball.ocicache.aside import Aside
 from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.place import Place
 from mothball.ocicache.reach import Reach, busy_with, layouts_in, subject_of
 from mothball.ocicache.records import Records
+from mothball.ocicache.removal import Note
+from mothball.ocicache.settle import put_back
 from mothball.ocicache.types import PruneResult, Tick
 
 QUIET_NS: Final = 60 * 1_000_000_000
@@ -38,9 +42,12 @@ def layouts_of(cache: Cache, place: Place) -> Layouts:
 class Sparing:
     """For a cache to which no layout refers, nothing is reachable and no pull is in progress."""
 
-    def __init__(self, place: Place, pool: int, layouts: Layouts | None) -> None:
+    def __init__(self, cache: Cache, place: Place, pool: int, *, referred: bool) -> None:
+        """`referred`: layouts need its blobs."""
+        layouts = layouts_of(cache, place) if referred else None
         self._pool = pool
         self._place = place
+        self._folders = cache.layouts
         self._layouts = layouts
         self.reach = None if layouts is None else Reach(pool, layouts)
 
@@ -53,6 +60,20 @@ class Sparing:
         """And what became so meanwhile."""
         if self.reach is not None:
             self.reach.again()
+
+    def give_back(self, aside: Aside, where: str, note: Note) -> tuple[int, int]:
+        """Put back out of the folder `where` of the aside what is reachable; how many blobs, and their bytes.
+
+        What a manifest names is known when the manifest is back, so this goes on until nothing more comes.
+        """
+        blobs = size = 0
+        while self.reach is not None:
+            came, room = put_back(aside, where, self._pool, self.reach.reachable.__contains__, note)
+            if not came:
+                break
+            blobs, size = blobs + came, size + room
+            self.mark()
+        return blobs, size
 
     def report(self, result: PruneResult) -> None:
         """Say which blobs are named and missing."""
@@ -97,7 +118,11 @@ class Sparing:
         for fd in (self._pool, self._place.fd):
             if fd is not None and (sign := busy_with(fd, since, opened.__contains__)) is not None:
                 return sign
-        for _, fd in self._layouts() if self._layouts is not None else ():
+        for _, fd in chain(self._layouts(), self._unfinished()) if self._layouts is not None else ():
             if (sign := busy_with(fd, since, opened.__contains__)) is not None:
                 return sign
         return None
+
+    def _unfinished(self) -> Iterator[tuple[str, int]]:
+        for folder in self._folders:
+            yield from layouts_in(folder, unfinished=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mothball.cache_fields import Cache, CachePolicy
+from mothball.errors import MothballError
 from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.place import Place, locked, open_place
 from mothball.ocicache.plan import Guard
@@ -21,7 +22,7 @@ from mothball.ocicache.prune import open_pool
 from mothball.ocicache.recognise import recognise_fd
 from mothball.ocicache.records import key_of
 from mothball.ocicache.scan import BLOCK, Totals, entries
-from mothball.ocicache.sparing import Sparing, layouts_of
+from mothball.ocicache.sparing import Sparing
 from mothball.ocicache.system import open_file
 from mothball.ocicache.types import MAX_ERRORS, PRUNABLE, Found, Kind, Leases, Problem, Tick, VerifyResult
 
@@ -77,12 +78,19 @@ def _verify(
         if leases is not None:
             guard.lease(leases())
         if found.kind is Kind.LAYOUT or cache.layouts:
-            sparing = Sparing(place, pool, layouts_of(cache, place))
-            sparing.mark()
-            out.missing = list(sparing.reach.missing if sparing.reach is not None else ())
+            _see_missing(Sparing(cache, place, pool, referred=True), out)
         _read_all(pool, found, guard, out, delete=delete, tick=tick)
     finally:
         os.close(pool)
+
+
+def _see_missing(sparing: Sparing, out: VerifyResult) -> None:
+    try:
+        sparing.mark()
+    except MothballError as error:  # a damaged manifest is what is looked for here
+        out.errors.append(Problem(str(error.fields.get("digest", "index.json")), error.message))
+    if sparing.reach is not None:
+        out.missing = list(sparing.reach.missing)
 
 
 def _read_all(pool: int, found: Found, guard: Guard, out: VerifyResult, *, delete: bool, tick: Tick) -> None:

@@ -20,7 +20,7 @@ from mothball.ocicache.plan import Chooser, Guard
 from mothball.ocicache.recognise import ASIDE
 from mothball.ocicache.records import Entry, Records
 from mothball.ocicache.scan import BLOCK, last_used, survey
-from mothball.ocicache.settle import put_back, remove, stays
+from mothball.ocicache.settle import remove, stays
 from mothball.ocicache.sparing import Sparing
 from mothball.ocicache.table import Links
 from mothball.ocicache.types import Found, LastUse, Leases, PruneResult, Tick
@@ -168,7 +168,9 @@ class Work:
         reach = self._sparing.reach
         if reach is not None and entry.digest in reach.reachable:
             return "reachable"
-        if self._guard is not None and (why := self._guard.reason(entry.digest, entry.used, found.st_ctime_ns)):
+        # A file with several names was changed by our own rename of another of them.
+        changed = found.st_ctime_ns if entry.links < 2 else found.st_mtime_ns  # noqa: PLR2004 - a second name
+        if self._guard is not None and (why := self._guard.reason(entry.digest, entry.used, changed)):
             return why
         return "open" if entry.inode in self._opened else ""
 
@@ -222,12 +224,11 @@ class Work:
 
     def _watch(self, aside: Aside) -> None:
         """Give back what an index names by now: a pull may have found it here and written its index after it went."""
-        reach = self._sparing.reach
         until = time.monotonic() + SETTLE_S
-        while reach is not None:
+        while True:
             self._sparing.again()
             where = f"{TREE}/{self._found.folder}".rstrip("/")
-            blobs, size = put_back(aside, where, self._pool, reach.reachable.__contains__, self._result.problem)
+            blobs, size = self._sparing.give_back(aside, where, self._result.problem)
             self._result.blobs_freed -= blobs
             self._result.bytes_freed -= size
             if blobs:
