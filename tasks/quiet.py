@@ -65,7 +65,7 @@ class QuietRequest(Request):
     """Celery's view of a delivered message in the worker's main process, with masked arguments wherever they are shown.
 
     The function still gets the arguments as they were sent; the task decides which of them may enter a record. Those that it
-    declares as ``secret`` are not shown at all: what is a secret in them may be known only when the job has looked at its workspace.
+    declares as ``secret`` are not shown at all: what in them is one may be known only when the job has looked at its workspace.
     """
 
     def __init__(self, message: Any, **options: Any) -> None:
