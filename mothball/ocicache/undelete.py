@@ -54,7 +54,10 @@ def undelete(
         place.open()
         for each in asides.found(place, None):
             state = None if each is None else each.state()
-            if each is None or state is None or state.stage == "full":
+            if each is None or (state is not None and state.stage == "full"):
+                continue
+            if state is None:
+                each.drop()
                 continue
             if tick is not None:
                 tick(out.blobs)
