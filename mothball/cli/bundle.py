@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mothball import errors
+from mothball.cli.ending import tidy_end
 from mothball.cli.local import hosted, load_settings, local_store
 from mothball.cli.output import JsonFlag, emit_json, line, note
 from mothball.cli.session import open_fleet
@@ -126,7 +127,7 @@ def _here(
     check_new(to, settings.store_dir)
     hosted(settings, workspace)
     digest = store.refs(workspace).get(ref).digest
-    with ExitStack() as stack:
+    with tidy_end(), ExitStack() as stack:
         image = None
         if base is not None:
             folder = stack.enter_context(scratch_folder(scratch_dir(settings.data_dir) / "base"))
@@ -154,16 +155,18 @@ def _print(result: dict[str, Any], *, json: bool) -> None:
 
 
 def _run(place: Path, command: list[str], seconds: float | None, memory: int | None, *, writable: bool, json: bool) -> int:
-    from mothball.package.bundle_run import DEFAULT_SECONDS, Interrupted, run_bundle
+    from mothball.package.bundle_run import DEFAULT_SECONDS, Interrupted, require_runc, run_bundle
 
+    require_runc()  # before a large package is unpacked for it
     settings = load_settings()
     limit = DEFAULT_SECONDS if seconds is None else seconds
     try:
-        with ExitStack() as stack:
+        with tidy_end(), ExitStack() as stack:
             folder = place if place.is_dir() else _unpacked(place, settings, stack)
             result = run_bundle(
                 folder, timeout=limit, memory=memory, command=command, writable=True if writable else None,
-                output="capture" if json else "inherit", stdin=None if json else sys.stdin.buffer, scratch=_scratch(settings),
+                output="capture" if json else "inherit", scratch=_scratch(settings),
+                stdin=None if json or sys.stdin is None else sys.stdin.buffer,
             )  # fmt: skip
     except Interrupted as error:
         return _SIGNALED + error.number

@@ -1,7 +1,12 @@
 """Starting a bundle with runc, under limits, and taking away everything that was started (B-115: one fixed name, no limit).
 
 Each run has a folder of its own with a private copy of config.json, runc's state and its log, so that two runs of one bundle
-never meet and the bundle is not touched. What a killed run left is ended and removed by the next.
+never meet and the bundle is not touched. A container ends with whoever runs it, however that ends (`guardian`); what a killed run
+left on the disk is removed by the next.
+
+The command is not the first process of its container: the kernel ignores signals with which that one would end itself, and what
+aborts or kills itself would go on or end otherwise than it did. The container is made and not started, so that runc's own waiting
+process is the first, and the command is started beside it. Only under a memory limit without a cgroup it is the first all the same.
 """
 
 from __future__ import annotations
@@ -9,8 +14,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import select
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -24,6 +31,7 @@ import msgspec
 
 from mothball.errors import ConfigError, InvalidParams, OperationFailed, TimedOut
 from mothball.package.bundle_spec import DEFAULT_PIDS, LEAST_MEMORY, check_bundle, env_of, runtime_spec
+from mothball.package.guardian import guarded
 from mothball.package.run_folder import RunFolder, run_folder
 from mothball.runtime.programs import Finished
 from mothball.store.read import show
@@ -36,6 +44,7 @@ END_SECONDS: Final = 10.0
 """How long runc may take to notice that its container is dead."""
 _POLL_SECONDS: Final = 0.05
 _SIGNALED: Final = 128
+_ASKING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STEP: Final = 65_536
 
 Output = Literal["inherit", "capture"]
@@ -65,7 +74,7 @@ class RunResult(msgspec.Struct, frozen=True):
 
 
 class Interrupted(BaseException):
-    """A signal asked this process to end while a bundle ran; everything of it is gone when this arrives."""
+    """A signal asked this process to end while a bundle ran; everything of it is gone when this arrives. Ctrl-C too."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -90,23 +99,34 @@ def run_bundle(
     Its config.json is checked (see `check_bundle`) and only its command, environment, working directory and whether its root is
     read-only are taken from it: limits, namespaces and mounts are ours. Who is not root starts it rootless, whatever it says.
     `command` replaces the bundle's own, `writable` what it says of its root. `memory` bytes and `pids` processes bound it (None:
-    the bundle's own or `DEFAULT_MEMORY`, whichever is less; 0: no limit; rootless there is no default, and a limit bounds the
-    address space of each process).
+    the bundle's own or `DEFAULT_MEMORY`, whichever is less; 0: no limit; for who is not root there is no default, and a limit
+    bounds the address space of each process). The run ends with its command, whatever that left in the background.
     `stdin`: what it reads, nothing by default. `scratch`: a folder for the run's own files, made when it is missing. `tick` is
-    called often and may raise; then the container is killed first, as it is for Ctrl-C, SIGTERM and SIGHUP.
+    called often and may raise; then the container is killed first, as it is for Ctrl-C, SIGTERM and SIGHUP (`Interrupted`).
 
     A command that ran, however it ended, is a result. `ConfigError` without runc, `InvalidParams` for a bundle that is not
     started, `OperationFailed` with runc's own words when it could not start the command, `TimedOut` when runc itself hangs.
     """
-    runc = shutil.which("runc")
-    if runc is None:
-        raise ConfigError("runc is not installed (or not on PATH); a bundle is started with it. Debian: apt install runc")
+    runc = require_runc()
     if timeout is not None and timeout <= 0:
         raise InvalidParams("a time limit must be more than nothing")
     spec = check_bundle(folder)
     with _signals() as asked, run_folder(scratch, runc) as run:
-        (run.path / "config.json").write_bytes(_config(spec, folder, memory, pids, command, writable))
-        return _Run(run, runc, timeout, output, stdin, tick, asked).wait()
+        config = _config(spec, folder, memory, pids, command, writable)
+        (run.path / "config.json").write_bytes(config)
+        process = json.loads(config)["process"]
+        (run.path / "process.json").write_text(json.dumps(process))
+        # A limited address space is too small for runc itself on its way into a container that is there already.
+        first = any(each["type"] == "RLIMIT_AS" for each in process["rlimits"])
+        return _Run(run, runc, timeout, output, stdin, tick, asked, first=first).wait()
+
+
+def require_runc() -> str:
+    """Where runc is; `ConfigError` without it."""
+    runc = shutil.which("runc")
+    if runc is None:
+        raise ConfigError("runc is not installed (or not on PATH); a bundle is started with it. Debian: apt install runc")
+    return runc
 
 
 def _config(
@@ -114,16 +134,17 @@ def _config(
 ) -> bytes:
     process = spec["process"]
     uid, gid = os.geteuid(), os.getegid()
+    limited = uid == 0  # whatever user the bundle asks for: without a cgroup nothing bounds its processes and their memory
     rootless = uid != 0 or any(each["type"] == "user" for each in spec["linux"]["namespaces"])
     if rootless and uid == 0:  # somebody else's: its files are readable to their owner only
         found = (folder / "rootfs").stat()
         uid, gid = found.st_uid, found.st_gid
     if memory is None:
-        memory = _own_memory(spec) or (0 if rootless else DEFAULT_MEMORY)
+        memory = _own_memory(spec) or (DEFAULT_MEMORY if limited else 0)
     return runtime_spec(
         args=list(command) or process["args"], env=env_of(process), cwd=process["cwd"], rootless=rootless, uid=uid, gid=gid,
         memory=memory or None, pids=pids, readonly=bool(spec["root"].get("readonly")) if writable is None else not writable,
-        root=str((folder / "rootfs").absolute()),
+        root=str((folder / "rootfs").absolute()), cgroup=limited,
     )  # fmt: skip
 
 
@@ -137,7 +158,7 @@ def _own_memory(spec: dict[str, Any]) -> int:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP noted instead of obeyed, for the default is to die without cleaning up; Ctrl-C raises as ever."""
+    """Signals that ask to end, noted instead of obeyed: whoever sends a second one must not interrupt the cleaning up."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -146,7 +167,9 @@ def _signals() -> Iterator[list[int]]:
     def note(number: int, _: FrameType | None) -> None:
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored here (nohup) does not ask.
+    handled = [number for number in _ASKING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in handled}
     try:
         yield asked
     finally:
@@ -159,7 +182,7 @@ def _signals() -> Iterator[list[int]]:
 class _Run:
     def __init__(
         self, run: RunFolder, runc: str, timeout: float | None, output: Output, stdin: IO[bytes] | None,
-        tick: Callable[[], None], asked: list[int],
+        tick: Callable[[], None], asked: list[int], *, first: bool,
     ) -> None:  # fmt: skip
         self._run = run
         self._runc = runc
@@ -168,27 +191,29 @@ class _Run:
         self._stdin = stdin
         self._tick = tick
         self._asked = asked
+        self._first = first
         self._id = f"mothball-{os.getpid()}-{secrets.token_hex(6)}"
         self._log = run.path / "runc.log"
 
     def wait(self) -> RunResult:
+        with guarded(self._runc, self._run.state, self._id, _environment()):
+            return self._waited()
+
+    def _waited(self) -> RunResult:
         began = time.monotonic()
-        pipe = subprocess.PIPE if self._output == "capture" else None
-        argv = [
-            self._runc, "--root", str(self._run.state), "--log", str(self._log), "--log-format", "json",
-            "run", "--keep", "--bundle", str(self._run.path), self._id,
-        ]  # fmt: skip
         self._run.container = self._id
-        try:
-            process = subprocess.Popen(
-                argv, stdin=self._stdin or subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd="/", env=_environment(),
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise OperationFailed(f"runc cannot be run: {error.strerror}", reason=str(error)) from None
+        command = self._run.path / "command.pid"
+        words = ["run", "--keep", "--bundle", str(self._run.path)]
+        if not self._first:
+            self._make(began)
+            words = ["exec", "--process", str(self._run.path / "process.json")]
+        pipe = subprocess.PIPE if self._output == "capture" else None
+        process = self._start(
+            *words, "--pid-file", str(command), self._id, stdin=self._stdin or subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        )
         tails = [_Tail(stream) for stream in (process.stdout, process.stderr) if stream is not None]
         try:
-            timed_out = self._watch(process, began)
+            timed_out = self._watch(process, began, command)
             oom = self._oom()
         finally:
             self._end(process)
@@ -205,14 +230,48 @@ class _Run:
             stdout_bytes=out.bytes if out else 0, stderr_bytes=err.bytes if err else 0,
         )  # fmt: skip
 
-    def _watch(self, process: subprocess.Popen[bytes], began: float) -> bool:
-        """Wait for the end; True when the time was over and the container was killed."""
+    def _make(self, began: float) -> None:
+        """Make the container and leave it unstarted: its first process is runc's own, which waits and does nothing."""
+        first = self._run.path / "first.pid"
+        nothing = subprocess.DEVNULL  # its first process keeps these, and the command could open them again
+        process = self._start(
+            "create", "--bundle", str(self._run.path), "--pid-file", str(first), self._id,
+            stdin=nothing, stdout=nothing, stderr=nothing,
+        )  # fmt: skip
+        try:
+            if self._watch(process, began):
+                raise TimedOut("runc itself does not answer; it made no container", what="runc", seconds=self._timeout or 0.0)
+            if process.returncode:
+                reason = _last_error(self._log) or f"it ended with {process.returncode}"
+                raise OperationFailed(f"runc could not start the command: {reason}", reason=reason)
+            _refuse_open_folders(first)
+        except BaseException:
+            self._end(process)
+            raise
+
+    def _start(self, *words: str, stdin: Any, stdout: int | None, stderr: int | None) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                [self._runc, "--root", str(self._run.state), "--log", str(self._log), "--log-format", "json", *words],
+                stdin=stdin, stdout=stdout, stderr=stderr, cwd="/", env=_environment(), start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise OperationFailed(f"runc cannot be run: {error.strerror}", reason=str(error)) from None
+
+    def _watch(self, process: subprocess.Popen[bytes], began: float, command: Path | None = None) -> bool:
+        """Wait for the end; True when the time was over and the container was killed.
+
+        With `command`, the file of its process id, everything ends with it: runc would wait for whoever holds its output.
+        """
         while process.poll() is None:
             if self._asked:
                 raise Interrupted(self._asked[0])
             self._tick()
             if self._timeout is not None and time.monotonic() - began >= self._timeout:
                 return self._time_is_over(process)
+            if command is not None and _is_over(command):
+                command = None
+                self._call("kill", self._id, "KILL")
             time.sleep(_POLL_SECONDS)
         return False
 
@@ -247,6 +306,34 @@ class _Run:
 
     def _call(self, *argv: str) -> Finished:
         return self._run.call(*argv)
+
+
+def _is_over(file: Path) -> bool:
+    """True when the process whose id stands in `file` has ended with all its threads; False while nothing stands there."""
+    try:
+        fd = os.pidfd_open(int(file.read_bytes()))
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):
+        return False
+    try:
+        return bool(select.select([fd], [], [], 0)[0])
+    finally:
+        os.close(fd)
+
+
+def _refuse_open_folders(file: Path) -> None:
+    """Refuse a runc whose waiting process holds a folder of the host open (CVE-2024-21626): the command could go in through it."""
+    with suppress(OSError, ValueError):
+        place = Path(f"/proc/{int(file.read_bytes())}/fd")
+        for each in place.iterdir():
+            with suppress(FileNotFoundError):
+                if stat.S_ISDIR(each.stat().st_mode):
+                    raise OperationFailed(
+                        "this runc leaves folders of the host open to what it starts (CVE-2024-21626); nothing was started. "
+                        "Upgrade runc",
+                        reason="CVE-2024-21626",
+                    )
 
 
 def _last_error(log: Path) -> str:

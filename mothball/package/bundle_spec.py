@@ -56,6 +56,9 @@ _CAPABILITIES: Final = ("ambient", "bounding", "effective", "inheritable", "perm
 MOUNT_POINTS: Final = ("dev", "proc", "tmp")
 """Folders of the rootfs over which something is mounted; runc would make them, even below a read-only root."""
 
+_KERNEL: Final = frozenset({"dev", "proc", "sys"})
+"""Through /proc/self/fd a working directory was a way out of the container (CVE-2024-21626)."""
+_TEMPORARY: Final = "/tmp"  # noqa: S108 - of the bundle
 _TYPES: Final = frozenset({"proc", "tmpfs", "devpts", "mqueue", "sysfs", "cgroup"})
 """Types of mounts that show nothing of the host's files."""
 _PROCESS_KEYS: Final = frozenset(
@@ -79,14 +82,17 @@ def runtime_spec(
     readonly: bool = True,
     hostname: str = "mothball",
     root: str = "rootfs",
+    cgroup: bool | None = None,
 ) -> bytes:
     """config.json for `args`, as canonical JSON with a line feed at its end.
 
     The command is user 0 without any capability, cannot gain one, sees no network and nothing of the host; /tmp is its own and
     the rest read-only unless `readonly` is False. `rootless`: in a user namespace in which its user 0 is `uid` and `gid` of the
     host, who must be whoever starts it. There are no cgroups then: `memory` (bytes) bounds the address space of every process
-    instead of the sum, and `pids` counts for nothing. None: no limit. Raises `InvalidParams`.
+    instead of the sum, and `pids` counts for nothing. None: no limit. `cgroup` True: there are cgroups all the same, for it is root
+    who starts it. Raises `InvalidParams`.
     """
+    cgroup = not rootless if cgroup is None else cgroup
     process: dict[str, Any] = {
         "terminal": False,
         "user": {"uid": 0, "gid": 0},
@@ -112,9 +118,9 @@ def runtime_spec(
         linux["namespaces"].append({"type": "user"})
         linux["uidMappings"] = [{"containerID": 0, "hostID": uid, "size": 1}]
         linux["gidMappings"] = [{"containerID": 0, "hostID": gid, "size": 1}]
-        if memory is not None:
+        if memory is not None and not cgroup:
             process["rlimits"].append({"type": "RLIMIT_AS", "hard": memory, "soft": memory})
-    else:
+    if cgroup:
         resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
         if memory is not None:
             resources["memory"] = {"limit": memory, "swap": memory}
@@ -159,6 +165,8 @@ def check_cwd(cwd: str) -> str:
     """`cwd` when it is an absolute path in its shortest form."""
     if not cwd.startswith("/") or posixpath.normpath(cwd) != cwd or cwd.startswith("//") or not _is_text(cwd):
         raise InvalidParams(f"the working directory {cwd[:200]!r} must be absolute, without '.', '..' and double '/'")
+    if cwd.split("/")[1] in _KERNEL:
+        raise InvalidParams(f"the working directory {cwd[:200]!r} is the kernel's and no place to work in")
     return cwd
 
 
@@ -316,7 +324,7 @@ def _missing_folders(folder: Path, mounts: list[str], cwd: str) -> list[str]:
         return ["its rootfs is no folder (a link to one is none)"]
     try:
         wanted = [each for each in mounts if not each.startswith("/dev/")]
-        if not any(cwd == each or cwd.startswith(each + "/") for each in mounts):
+        if cwd != _TEMPORARY and not cwd.startswith(_TEMPORARY + "/"):  # ours is empty; what it mounts elsewhere does not count
             wanted.append(cwd)
         for path in wanted:
             fd = os.dup(root)

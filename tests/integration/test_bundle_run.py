@@ -184,14 +184,15 @@ def test_output_without_end_is_kept_bounded(bundles: Bundles) -> None:
 
 
 def test_b115_two_runs_of_one_bundle_do_not_meet(bundles: Bundles) -> None:
-    place = bundles.write("echo $$; sleep 0.5; echo done")
+    place = bundles.write("set -- /proc/[0-9]*; echo $#; sleep 0.5; echo done")
     results: list[RunResult] = []
     threads = [threading.Thread(target=lambda: results.append(bundles.start(place))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [result.stdout for result in results] == [b"1\ndone\n"] * 2
+    # Nobody but the command and runc's own process, which is the first, is there.
+    assert [result.stdout for result in results] == [b"2\ndone\n"] * 2
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
@@ -299,7 +300,7 @@ def test_a_runc_that_hangs_is_given_up(bundles: Bundles, monkeypatch: pytest.Mon
     place = bundles.write("sleep 100")
     fake = bundles.folder / "bin/runc"
     fake.parent.mkdir()
-    start = f'case "$*" in *" run "*) {real} "$@" ;; esac\n' if when != "at once" else ""
+    start = f'case "$*" in *" create "*|*" exec "*) {real} "$@" ;; esac\n' if when != "at once" else ""
     fake.write_text(f"#!/bin/sh\n{start}exec sleep 1000\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
@@ -335,17 +336,83 @@ def test_whoever_waits_may_end_it(bundles: Bundles) -> None:
         bundles.run("sleep 100", tick=tick)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_ends_us_ends_the_container_first(bundles: Bundles, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), number))
     timer.start()
     with pytest.raises(Interrupted):
         bundles.run("sleep 100")
     timer.join()
-    assert signal.getsignal(number) is signal.SIG_DFL
+    assert signal.getsignal(number) is before
 
 
-def test_what_a_killed_run_left_is_ended_by_the_next(bundles: Bundles) -> None:
+def test_who_asks_twice_does_not_interrupt_the_cleaning_up(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = run_folder.RunFolder.end
+
+    def asked_again(run: run_folder.RunFolder) -> None:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        end(run)
+
+    monkeypatch.setattr(run_folder.RunFolder, "end", asked_again)
+    timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(Interrupted):
+        bundles.run("sleep 100")
+    timer.join()
+    assert leftovers(bundles.scratch) == []
+
+
+@pytest.mark.parametrize(("script", "code"), [("kill -ABRT $$; echo went on", 134), ("kill -KILL $$; echo went on", 137)])
+def test_a_command_that_ends_itself_by_a_signal_ends_so_here_too(bundles: Bundles, script: str, code: int) -> None:
+    """The first process of a pid namespace would not: the kernel ignores what it sends to itself."""
+    ended = bundles.run(script)
+    assert (ended.exit_code, ended.signal, ended.stdout) == (code, code - 128, b"")
+
+
+def test_what_a_command_leaves_in_the_background_ends_with_it(bundles: Bundles) -> None:
+    began = time.monotonic()
+    ended = bundles.run("sleep 45678 & echo said; exit 6")
+    assert (ended.exit_code, ended.stdout, ended.timed_out) == (6, b"said\n", False)
+    assert time.monotonic() - began < 20
+    assert not [pid for pid in _pids() if b"sleep\x0045678" in _cmdline(pid)]
+
+
+def test_a_bundle_that_asks_for_a_user_namespace_does_not_escape_the_limits(bundles: Bundles) -> None:
+    if os.geteuid() != 0:
+        not_permitted("make cgroups")
+    place = bundles.write("true", rootless=True)
+    bomb = "for i in $(seq 60); do sleep 20 & done; echo all of them"
+    ended = bundles.start(place, command=["/workspace/bin/sh", "-c", bomb], pids=20)
+    assert b"all of them" not in ended.stdout
+    over = bundles.start(place, command=["/workspace/bin/tail", "/dev/zero"], memory=48 * MIB)
+    assert (over.exit_code, over.oom) == (137, True)
+
+
+def test_a_runc_that_leaves_folders_of_the_host_open_starts_nothing(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2024-21626: its waiting process is in the container, and what it holds open is a way out."""
+    place = bundles.write("echo started")
+    held = subprocess.Popen([sys.executable, "-c", "import os,time; os.open('/', os.O_RDONLY); print(flush=True); time.sleep(99)"],
+                            stdout=subprocess.PIPE)  # fmt: skip
+    assert held.stdout is not None
+    held.stdout.readline()
+    fake = bundles.folder / "bin/runc"
+    fake.parent.mkdir()
+    fake.write_text(
+        f'#!/bin/sh\n{shutil.which("runc")} "$@" || exit\ncase "$*" in *" create "*) shift 9; printf {held.pid} > "$2" ;; esac\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    try:
+        with pytest.raises(OperationFailed, match="CVE-2024-21626"):
+            bundles.start(place)
+    finally:
+        held.kill()
+        held.communicate()
+
+
+def test_a_container_ends_with_whoever_ran_it_even_by_kill_9(bundles: Bundles) -> None:
     place = bundles.write("echo running; sleep 98765")
     code = (
         "import sys; from pathlib import Path; from mothball.package.bundle_run import run_bundle; "
@@ -355,11 +422,35 @@ def test_what_a_killed_run_left_is_ended_by_the_next(bundles: Bundles) -> None:
     assert child.stdout is not None
     assert child.stdout.readline() == b"running\n"
     marker = f"mothball-{child.pid}-"
+
+    def alive() -> list[str]:
+        return [pid for pid in _pids() if marker.encode() in _cmdline(pid) or b"sleep\x0098765" in _cmdline(pid)]
+
+    assert alive()
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    eventually(lambda: not alive(), seconds=30)
+    assert not list(Path("/sys/fs/cgroup").rglob(marker + "*"))
+    assert bundles.start(place, command=["id"]).exit_code == 0  # and takes away the folder of the killed run
+
+
+def test_what_a_killed_run_left_is_ended_by_the_next(bundles: Bundles) -> None:
+    place = bundles.write("echo running; sleep 98765")
+    code = (
+        "import sys, contextlib; from pathlib import Path; from mothball.package import bundle_run; "
+        "bundle_run.guarded = lambda *_: contextlib.nullcontext(); "
+        "bundle_run.run_bundle(Path(sys.argv[1]), scratch=Path(sys.argv[2]), timeout=None)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, place, bundles.scratch], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"running\n"
+    marker = f"mothball-{child.pid}-"
     child.kill()
     child.wait()
     child.stdout.close()
     alive = [pid for pid in _pids() if marker.encode() in _cmdline(pid) or b"sleep\x0098765" in _cmdline(pid)]
-    assert alive  # runc goes on without us
+    assert alive  # runc goes on without us, and its guardian was killed as well
     assert bundles.start(place, command=["id"]).exit_code == 0
     eventually(lambda: not [pid for pid in alive if b"sleep\x0098765" in _cmdline(pid)])
     assert not list(Path("/sys/fs/cgroup").rglob(marker + "*"))

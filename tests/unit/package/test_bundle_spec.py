@@ -42,6 +42,14 @@ def test_b118_nothing_of_the_host_is_in_a_spec() -> None:
     assert "hooks" not in made
 
 
+def test_b118_what_root_starts_for_another_user_has_cgroup_limits_all_the_same() -> None:
+    document = json.loads(runtime_spec(args=["x"], rootless=True, uid=7, gid=7, memory=10**8, pids=50, cgroup=True))
+    assert document["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 7, "size": 1}]
+    assert document["linux"]["resources"]["pids"] == {"limit": 50}
+    assert document["linux"]["resources"]["memory"]["limit"] == 10**8
+    assert "RLIMIT_AS" not in {each["type"] for each in document["process"]["rlimits"]}
+
+
 def test_b118_a_rootless_spec_has_one_mapping_and_no_cgroup_limits() -> None:
     made = spec(rootless=True, uid=1234, gid=99, memory=1 << 30)
     assert {"type": "user"} in made["linux"]["namespaces"]
@@ -179,6 +187,11 @@ BAD: dict[str, Callable[[dict[str, Any]], object]] = {
     "propagation": put("linux", "rootfsPropagation", "shared"),
     "relative cwd": put("process", "cwd", "workspace"),
     "cwd that is not there": put("process", "cwd", "/workspace/gone"),
+    "cwd through which host folders were reached": put("process", "cwd", "/proc/self/fd/7"),
+    "cwd below what only it mounts": lambda d: (
+        put("mounts", {"destination": "/workspace", "type": "tmpfs", "source": "x"})(d),
+        put("process", "cwd", "/workspace/gone")(d),
+    ),
     "mount point that is not there": put("mounts", {"destination": "/gone", "type": "tmpfs", "source": "x"}),
     "no command": put("process", "args", []),
     "env without =": put("process", "env", ["PATH"]),
