@@ -1,6 +1,7 @@
 """Runs one command and watches it: its output passes through and its end is kept, its signals are passed on, its end is known.
 
-The command is started in a cgroup of its own where one can be made, so that a kill for want of memory is told from any other.
+The command is started in a cgroup of its own where one can be made, so that a kill for want of memory is told from any other. At a
+terminal it gets one of its own (`terminal`), else pipes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from mothball.crash.own_cgroup import OwnCgroup
+from mothball.crash.terminal import own_terminal
 from mothball.crash.text import line_end, line_start
 from mothball.errors import InvalidParams, NotFound, OperationFailed
 
@@ -36,6 +38,8 @@ _PASSED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, 
 _BY_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _SHELL: Final = 128
+_ASKED_SECONDS: Final = 10.0
+"""So long an end may take that somebody asked for. Whoever pressed Ctrl-C an hour ago in a shell did not ask for today's crash."""
 
 logger = logging.getLogger("mothball.exec")
 
@@ -108,19 +112,28 @@ def watch(
     program = find(command, cwd)
     with ExitStack() as stack:
         own = stack.enter_context(OwnCgroup(memory))
-        asked: list[int] = []
-        relay = stack.enter_context(_passing_on(asked))
+        asked: list[tuple[int, float]] = []
+        terminal = stack.enter_context(own_terminal(out, lambda number: asked.append((number, time.monotonic()))))
+        relay = stack.enter_context(_passing_on(asked, by_terminal=terminal is None and _in_foreground()))
         started = time.monotonic()
+        argv = own.command([program, *command[1:]])
+        side = terminal.slave if terminal is not None else subprocess.PIPE
+        errors = side if terminal is None or os.isatty(err) else subprocess.PIPE
         try:
             child = subprocess.Popen(
-                own.command([program, *command[1:]]), cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
+                argv if terminal is None else terminal.command(argv), cwd=cwd, env=env, stdin=None if terminal is None else side,
+                stdout=side, stderr=errors, start_new_session=terminal is not None,
+            )  # fmt: skip
         except OSError as error:
             raise OperationFailed(f"{command[0]!r} cannot be started: {error.strerror or error}", reason=str(error)) from error
         stack.callback(_reap, child)
         relay(child)
         output = _Output(log)
-        threads = [output.follow(child.stdout, out), output.follow(child.stderr, err)]
+        streams = [(child.stdout, out), (child.stderr, err)]
+        if terminal is not None:
+            terminal.started()
+            streams[0] = (os.fdopen(os.dup(terminal.master), "rb", 0), out)
+        threads = [output.follow(stream, to) for stream, to in streams if stream is not None]
         dumped = _ended(child)
         code = child.wait()
         seconds = time.monotonic() - started
@@ -131,8 +144,16 @@ def watch(
         return Watched(
             exit_code=code if code >= 0 else None, signal=-code if code < 0 else None, core_dumped=dumped,
             seconds=round(seconds, 3), output=output.text(), output_bytes=output.bytes, cgroup=facts, no_cgroup=own.why_not,
-            asked=asked[0] if asked else None, reader_gone=output.reader_gone,
+            asked=_asked(asked, code, started + seconds), reader_gone=output.reader_gone,
         )  # fmt: skip
+
+
+def _asked(asked: Sequence[tuple[int, float]], code: int, ended: float) -> int | None:
+    """The signal that somebody sent to end it, when that may be why it ended."""
+    for number, at in asked:
+        if ended - at <= _ASKED_SECONDS or code in {-number, _SHELL + number}:
+            return number
+    return None
 
 
 def _ended(child: subprocess.Popen[bytes]) -> bool:
@@ -154,17 +175,18 @@ def _reap(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _passing_on(asked: list[int]) -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Signals that this process gets go to the command too, once it is given; `asked` takes those that ask it to end."""
+def _passing_on(asked: list[tuple[int, float]], *, by_terminal: bool) -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Signals that this process gets go to the command too, once it is given; `asked` takes those that ask it to end, and when.
+
+    `by_terminal`: Ctrl-C reaches the command by itself, for it is in the foreground of our terminal: twice would be once too often.
+    """
     commands: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
-    # The terminal sends these to all of its foreground group, and the command is in it: twice would be once too often.
-    terminal = _in_foreground()
 
     def passed(number: int, _frame: FrameType | None) -> None:
         if number in _ENDING:
-            asked.append(number)
-        if commands and not (terminal and number in _BY_TERMINAL):
+            asked.append((number, time.monotonic()))
+        if commands and not (by_terminal and number in _BY_TERMINAL):
             commands[0].send_signal(number)
         elif not commands:
             early.append(number)
