@@ -116,7 +116,8 @@ def _said_of(refs: list[Ref], digest: str) -> dict[str, str]:
     mine = sorted((ref for ref in refs if ref.digest == digest), key=lambda ref: ref.name != LATEST)
     if not mine:
         return {}
-    own = {REF_NAME, *(PREFIX + key for key in ("snapshot", "at", "label", "note", "keep", "snapshot-job"))}
+    # The state of git names branches as somebody chose them: a report has it without secrets, in its own document.
+    own = {REF_NAME, *(PREFIX + key for key in ("snapshot", "at", "label", "note", "keep", "snapshot-job", "git"))}
     return {key: value for key, value in mine[0].annotations.items() if key not in own}
 
 
