@@ -18,7 +18,7 @@ TEST_PROCESSES ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 # What the acceptance tests and the benchmark call. The fleet itself needs none of it.
 SYSTEM_PACKAGES := redis-server runc podman busybox-static skopeo buildah umoci docker-registry restic borgbackup zstd openssl age git
 
-.PHONY: help install demo test test-fast lint bench-capture bench-restore bench-collect bench-registry bench-redact system-deps constraints hooks clean
+.PHONY: help install demo test test-fast lint bench-capture bench-restore bench-collect bench-registry bench-redact bench-crash system-deps constraints hooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-registry: $(INSTALLED) ## the registry from a thousand to a million record
 
 bench-redact: $(INSTALLED) ## finding and replacing secrets, MB/s of one core (make bench-redact TREE=dir)
 	$(BIN)/python -m benchmarks.redact $(if $(TREE),--tree "$(TREE)")
+
+bench-crash: $(INSTALLED) ## a crash report beside a first capture of the same tree (make bench-crash TREE=dir)
+	$(BIN)/python -m benchmarks.crash $(if $(TREE),--tree "$(TREE)")
 
 system-deps: ## the programs that acceptance tests and the benchmark use, with apt-get
 	@if ! command -v apt-get >/dev/null; then \

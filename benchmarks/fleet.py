@@ -49,7 +49,7 @@ def measure(tree: Path, big: Path | None, work: Path, say: Say) -> dict[str, Any
         if worker is None:
             raise RuntimeError("the worker is not running")
         out: dict[str, Any] = {"overhead_ms": median(overhead), "overhead_all_ms": overhead, "wait_ms": median(waited)}
-        out["idle_peak"] = max(_peaks(worker).values())
+        out["idle_peak"] = max(peaks(worker).values())
         # The large file first: a process's peak never falls again, and the tree's is the higher one.
         for name, path in (("big_peak", big), ("tree_peak", tree)):
             if path is None:
@@ -57,9 +57,9 @@ def measure(tree: Path, big: Path | None, work: Path, say: Say) -> dict[str, Any
             fleet.register(f"bench/{name}#1", path)
             begin = time.perf_counter()
             result = _wait(fleet, local, f"bench/{name}#1")
-            peaks = _peaks(worker)
-            out[name] = max(peaks.values())
-            out[f"{name}_all"] = sorted(peaks.values())
+            found = peaks(worker)
+            out[name] = max(found.values())
+            out[f"{name}_all"] = sorted(found.values())
             out[f"{name}_seconds"] = time.perf_counter() - begin
             say(f"through the fleet: {result.files} files, {out[f'{name}_seconds']:.2f} s, worker peak {out[name] / 1e6:.0f} MB")
     return out
@@ -86,7 +86,7 @@ def _wait(fleet: Fleet, local: LocalFleet, workspace: str) -> Any:
     return fleet.capture(workspace).wait(JOB_SECONDS, on_poll=lambda _record: local.poll())
 
 
-def _peaks(worker: int) -> dict[int, int]:
+def peaks(worker: int) -> dict[int, int]:
     """Peak resident bytes of the worker and its pool processes, by process id."""
     main = psutil.Process(worker)
     out = {}

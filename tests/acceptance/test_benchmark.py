@@ -71,3 +71,22 @@ def test_the_benchmark_of_the_registry_sweeps_what_is_due_and_writes_the_curve(t
     assert found["sizes"] == [300, 1200]
     assert all(value > 0 for row in found["curve"] for value in row.values())
     assert all(bar["value"] > 0 for bar in found["bars"])
+
+
+def test_the_benchmark_of_crash_reports_files_both_kinds_and_judges_them(tmp_path: Path) -> None:
+    tree, out, work = tmp_path / "tree", tmp_path / "out.json", tmp_path / "work"
+    for number in range(60):
+        (tree / f"d{number % 7}").mkdir(parents=True, exist_ok=True)
+        (tree / f"d{number % 7}" / f"f{number}.js").write_text(f"{number}\n" * 500)
+    (tree / "d0" / "config.js").write_text('const password = "' + "Tr0ub4" + 'dor-Xq9v";\n')
+    before = fingerprint(tree)
+    command = [sys.executable, "-m", "benchmarks.crash", "--rounds", "1", "--tree", str(tree), "--work", str(work), "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert fingerprint(tree) == before
+    assert not list(work.iterdir())
+    found = json.loads(out.read_text())
+    assert all(value > 0 for value in found["medians"].values())
+    assert found["medians"]["replaced"] == 1
+    assert [(bar["limit"], bar["unit"]) for bar in found["bars"]] == [(2.5, "x"), (1.0, "s")]
+    assert all(bar["value"] > 0 and bar["met"] is (bar["value"] <= bar["limit"]) for bar in found["bars"])
