@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from mothball import errors
-from mothball.cli.output import note
+from mothball.cli.output import JsonFlag, emit_error, emit_json_line, note
 from mothball.cli.session import open_fleet, who
 from mothball.cli.text import human_bytes, parse_size, printable
 from mothball.cli.workspaces import WorkspaceId
 
 if TYPE_CHECKING:
     from mothball.client import Fleet
+    from mothball.client_crash import CrashJob, CrashResult
     from mothball.crash.watch import Watched
     from mothball.registry import Workspace
 
 PANEL = "Crash reports"
 EXIT_NOT_FOUND = 127
 _LEAST_MEMORY = 1024**2
+_QUEUED_SECONDS = 2.0
+"""So long it is waited for a worker to take up the report,"""
+_MADE_SECONDS = 10.0
+"""and so long for it to be made: whoever sits there wants its id, and whoever runs a build its end."""
+_LATER = "crash report: job {job} (`mothball job {job}` follows it, `mothball crash-reports` lists them)"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,12 +47,14 @@ def execute(
         Path | None, typer.Option(metavar="FILE", help="Also write its output to FILE; a report keeps the end.", show_default=False)
     ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="File no crash report.", show_default=False)] = False,
+    json: JsonFlag = False,
 ) -> int:
     """Run a command in a workspace's directory, and file a crash report when it fails.
 
-    The workspace is in use while it runs. Its output passes through, signals are passed on, and the exit code is its own (128 and
-    the number for a signal). A failure that somebody asked for (Ctrl-C, kill) files no report. MOTHBALL_* variables do not reach
-    the command: with the fleet's password, what runs in a workspace could change every other one.
+    The workspace is in use while it runs. At a terminal it has one of its own, else its output passes through; signals are passed
+    on, and the exit code is its own (128 and the number for a signal). A failure that somebody asked for (Ctrl-C, kill) files no
+    report. MOTHBALL_* variables do not reach the command: with the fleet's password, what runs in a workspace could change every
+    other one.
     """
     from mothball.crash.watch import find, watch
 
@@ -58,17 +67,20 @@ def execute(
         try:
             find(command, place)
         except errors.NotFound as error:
-            note(f"error: {error.code}: {error.message}")
+            emit_error(error, as_json=json)
             return EXIT_NOT_FOUND
         with ExitStack() as stack:
             # Until the report is filed: a workspace whose command has just crashed is not idle.
             stack.enter_context(fleet.active(workspace))
             file = stack.enter_context(_open_log(log)) if log is not None else None
             ended = watch(command, cwd=place, env=_environment(), memory=limit, log=file)
-            if limit is not None and ended.no_cgroup:
+            if limit is not None and ended.no_cgroup and not json:
                 note(f"note: it ran without the memory limit: {ended.no_cgroup}")
-            if ended.failed and not no_report:
-                _report(fleet, workspace, command, ended, log)
+            filed = _report(fleet, workspace, command, ended, log) if ended.failed and not no_report else {}
+            if json:
+                _tell(workspace, ended, filed)
+            elif filed:
+                _note(command, ended, filed)
         return ended.status
 
 
@@ -94,9 +106,8 @@ def _open_log(path: Path) -> BinaryIO:
         raise errors.InvalidParams(f"--log {str(path)!r} cannot be written: {error.strerror}") from None
 
 
-def _report(fleet: Fleet, workspace: str, command: list[str], ended: Watched, log: Path | None) -> None:
-    """File the report. What goes wrong with it is said and changes nothing: the command's exit code is what counts."""
-    note(f"{printable(command[0])} {_how(ended)}")
+def _report(fleet: Fleet, workspace: str, command: list[str], ended: Watched, log: Path | None) -> dict[str, Any]:
+    """File the report: its job, or why there is none. What goes wrong with it changes nothing: the command's exit code counts."""
     try:
         job = fleet.crash_report(
             workspace,
@@ -110,9 +121,27 @@ def _report(fleet: Fleet, workspace: str, command: list[str], ended: Watched, lo
             by=who(""),
         )
     except errors.MothballError as error:
-        note(f"error: no crash report could be filed: {error.code}: {error.message}")
-        return
-    note(f"crash report: job {job.id} (`mothball job {job.id}` follows it, `mothball crash-reports` lists them)")
+        return {"error": error.to_dict()}
+    return {"job": job.id}
+
+
+def _note(command: list[str], ended: Watched, filed: dict[str, Any]) -> None:
+    note(f"{printable(command[0])} {_how(ended)}")
+    if "error" in filed:
+        note(f"error: no crash report could be filed: {filed['error']['code']}: {filed['error']['message']}")
+    else:
+        job = filed["job"]
+        note(f"crash report: job {job} (`mothball job {job}` follows it, `mothball crash-reports` lists them)")
+
+
+def _tell(workspace: str, ended: Watched, filed: dict[str, Any]) -> None:
+    cgroup = ended.cgroup or {}
+    facts = {
+        "workspace": workspace, "exit_code": ended.exit_code, "signal": ended.signal, "core_dumped": ended.core_dumped,
+        "asked": ended.asked, "oom_killed": ended.oom_killed, "seconds": round(ended.seconds, 3), "output_bytes": ended.output_bytes,
+        "memory_peak": cgroup.get("memory_peak"), "no_cgroup": ended.no_cgroup, "job": filed.get("job"), "error": filed.get("error"),
+    }  # fmt: skip
+    emit_json_line(facts, to=sys.stderr)
 
 
 def _without_secrets(fleet: Fleet, output: str) -> str:

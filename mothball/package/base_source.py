@@ -109,7 +109,8 @@ def open_regular(path: Path, what: str) -> BinaryIO:
     try:
         fd = os.open(path, FILE_FLAGS)
     except OSError as error:
-        raise NotFound(f"{what}: {path} cannot be read: {error.strerror}", what="file", id=str(path)) from None
+        why = "it is a link; give the path of the file itself" if path.is_symlink() else error.strerror
+        raise NotFound(f"{what}: {path} cannot be read: {why}", what="file", id=str(path)) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise InvalidParams(f"{what}: {path} is no regular file")

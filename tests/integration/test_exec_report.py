@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from mothball.crash.own_cgroup import OwnCgroup
+from mothball.errors import MothballError
 from mothball.settings import Settings
 from mothball.store.artifact import find_report, load_report
 from tests.integration.crashing import ID, Crashing
-from tests.support import not_permitted
+from tests.support import eventually, not_permitted
 from workers.config import child_env
 from workers.redis_server import RedisServer
 
@@ -42,6 +45,49 @@ def execute(crashing: Crashing, *command: str, options: tuple[str, ...] = ()) ->
     jobs = [job for job in crashing.fleet.jobs(workspace=ID, state="queued") if job.task == "workspace.crash_report"]
     assert len(jobs) == 1, done.stderr.decode()
     return done.returncode, crashing.deliver(jobs[0].id)
+
+
+def told(crashing: Crashing, *command: str, options: tuple[str, ...] = ()) -> tuple[int, str]:
+    """Run `command` while a worker is there, which makes the report at once; exit code, and what the user reads."""
+    argv = [sys.executable, "-m", "workers.main", "exec", ID, *options, "--", *command]
+    env = child_env(crashing.settings)
+    process = subprocess.Popen(
+        argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+    def queued() -> list[str]:
+        return [job.id for job in crashing.fleet.jobs(workspace=ID, state="queued") if job.task == "workspace.crash_report"]
+
+    (job,) = eventually(queued, seconds=30)
+    with suppress(MothballError):
+        crashing.deliver(job)
+    _, err = process.communicate(timeout=30)
+    return process.returncode, err
+
+
+def test_the_report_s_id_is_said_when_it_is_made_at_once(crashing: Crashing) -> None:
+    code, err = told(crashing, "sh", "-c", "exit 3")
+    (report,) = crashing.registry.crashes.list()
+    assert code == 3
+    assert f"crash report: {report.id} (`mothball crash-reports show {report.id}` shows it)\n" in err
+    code, err = told(crashing, "sh", "-c", "exit 3")
+    assert code == 3
+    assert f"crash report: {report.id}, where the same failure is counted as number 2\n" in err
+
+
+def test_a_report_that_cannot_be_made_is_said_and_the_exit_code_stays(crashing: Crashing) -> None:
+    code, err = told(crashing, "sh", "-c", f"rm -rf {crashing.folder}; exit 5")
+    assert code == 5
+    assert "error: the crash report was not made: source_missing: " in err
+
+
+def test_without_a_worker_nobody_waits_for_the_report(crashing: Crashing) -> None:
+    argv = [sys.executable, "-m", "workers.main", "exec", ID, "--", "false"]
+    began = time.monotonic()
+    done = subprocess.run(argv, env=child_env(crashing.settings), capture_output=True, text=True, timeout=60, check=False)
+    assert time.monotonic() - began < 15
+    assert done.returncode == 1
+    assert "crash report: job " in done.stderr
 
 
 def report_of(crashing: Crashing, result: dict[str, Any]) -> dict[str, Any]:
