@@ -29,7 +29,6 @@ _QUEUED_SECONDS = 2.0
 """So long it is waited for a worker to take up the report,"""
 _MADE_SECONDS = 10.0
 """and so long for it to be made: whoever sits there wants its id, and whoever runs a build its end."""
-_LATER = "crash report: job {job} (`mothball job {job}` follows it, `mothball crash-reports` lists them)"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -122,24 +121,54 @@ def _report(fleet: Fleet, workspace: str, command: list[str], ended: Watched, lo
         )
     except errors.MothballError as error:
         return {"error": error.to_dict()}
-    return {"job": job.id}
+    try:
+        result = _soon(job)
+    except errors.MothballError as error:
+        return {"job": job.id, "error": error.to_dict()}
+    except KeyboardInterrupt:  # ends the waiting only
+        result = None
+    return {"job": job.id} if result is None else {"job": job.id, "report": result.id, "count": result.count}
+
+
+def _soon(job: CrashJob) -> CrashResult | None:
+    """What was made of it within seconds, None while it waits or is made; raises what the job failed with."""
+    from mothball.handles import FINAL_STATES
+
+    for seconds in (_QUEUED_SECONDS, _MADE_SECONDS):
+        try:
+            return job.wait(seconds)
+        except errors.TimedOut:
+            state = job.state
+            if state in FINAL_STATES:  # it was the job that took too long
+                raise
+            if state != "running":
+                return None
+    return None
 
 
 def _note(command: list[str], ended: Watched, filed: dict[str, Any]) -> None:
+    """The report's id when it was made at once; else its job, which goes on without us."""
     note(f"{printable(command[0])} {_how(ended)}")
-    if "error" in filed:
-        note(f"error: no crash report could be filed: {filed['error']['code']}: {filed['error']['message']}")
-    else:
-        job = filed["job"]
+    job, report, error = filed.get("job"), filed.get("report"), filed.get("error")
+    if error is not None and job is None:
+        note(f"error: no crash report could be filed: {error['code']}: {error['message']}")
+    elif error is not None:
+        note(f"error: the crash report was not made: {error['code']}: {error['message']} (`mothball job {job}` shows it)")
+    elif report is None:
         note(f"crash report: job {job} (`mothball job {job}` follows it, `mothball crash-reports` lists them)")
+    elif filed["count"] > 1:
+        note(f"crash report: {report}, where the same failure is counted as number {filed['count']:,}")
+    else:
+        note(f"crash report: {report} (`mothball crash-reports show {report}` shows it)")
 
 
 def _tell(workspace: str, ended: Watched, filed: dict[str, Any]) -> None:
     cgroup = ended.cgroup or {}
     facts = {
         "workspace": workspace, "exit_code": ended.exit_code, "signal": ended.signal, "core_dumped": ended.core_dumped,
-        "asked": ended.asked, "oom_killed": ended.oom_killed, "seconds": round(ended.seconds, 3), "output_bytes": ended.output_bytes,
-        "memory_peak": cgroup.get("memory_peak"), "no_cgroup": ended.no_cgroup, "job": filed.get("job"), "error": filed.get("error"),
+        "asked": ended.asked, "oom_killed": ended.oom_killed, "seconds": round(ended.seconds, 3),
+        "output_bytes": ended.output_bytes, "memory_peak": cgroup.get("memory_peak"), "no_cgroup": ended.no_cgroup,
+        "job": filed.get("job"), "report": filed.get("report"), "error": filed.get("error"),
     }  # fmt: skip
     emit_json_line(facts, to=sys.stderr)
 

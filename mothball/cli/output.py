@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -29,10 +29,11 @@ def emit_json(value: Any) -> None:
     sys.stdout.write(json.dumps(json_safe(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def emit_json_line(value: Any) -> None:
-    """One JSON document on one line, flushed: for streams."""
-    sys.stdout.write(json.dumps(json_safe(value), ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+def emit_json_line(value: Any, to: TextIO | None = None) -> None:
+    """One JSON document on one line, flushed: for streams; `to` stdout unless that belongs to somebody else."""
+    out = sys.stdout if to is None else to
+    out.write(json.dumps(json_safe(value), ensure_ascii=False) + "\n")
+    out.flush()
 
 
 def emit_json_array(items: Iterable[Any]) -> None:
