@@ -53,7 +53,7 @@ def execute(
     The workspace is in use while it runs. At a terminal it has one of its own, else its output passes through; signals are passed
     on, and the exit code is its own (128 and the number for a signal). A failure that somebody asked for (Ctrl-C, kill) files no
     report. MOTHBALL_* variables do not reach the command: with the fleet's password, what runs in a workspace could change every
-    other one.
+    other one. With --json the last line of standard error is an object that says how it ended; all before it is the command's.
     """
     from mothball.crash.watch import find, watch
 

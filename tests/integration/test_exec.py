@@ -232,3 +232,19 @@ def test_a_killed_exec_leaves_its_presence_so_that_the_workspace_is_missed(exec_
         if folder.is_dir():
             eventually(lambda each=folder: not (each / "cgroup.procs").read_text())  # type: ignore[misc]
             folder.rmdir()
+
+
+def test_with_json_the_output_is_the_commands_and_the_last_line_of_stderr_says_how_it_ended(exec_in: Exec) -> None:
+    code, out, err = exec_in.run("sh", "-c", "echo mine; echo also mine >&2; exit 3", options=("--json",))
+    *own, last = err.splitlines()
+    told = json.loads(last)
+    (job,) = exec_in.reports()
+    assert (code, out, own) == (3, "mine\n", ["also mine"])
+    assert (told["workspace"], told["exit_code"], told["signal"], told["oom_killed"]) == (ID, 3, None, False)
+    assert (told["job"], told["error"], told["output_bytes"]) == (job.id, None, 15)
+    code, _, err = exec_in.run("true", "--json", options=("--json",))
+    assert (code, json.loads(err)["job"]) == (0, None)
+    code, _, err = exec_in.run("no-such-program", options=("--json",))
+    assert (code, json.loads(err)["error"]["code"]) == (127, "not_found")
+    code, out, err = exec_in.run("sh", "-c", 'echo "$1"', "sh", "--json")
+    assert (code, out, err) == (0, "--json\n", ""), "behind -- it is the command's own word"
