@@ -20,6 +20,7 @@ from mothball.client import FINAL_STATES, CaptureJob, Fleet
 from mothball.errors import MothballError, OperationFailed
 from mothball.settings import Settings
 from workers import demo_tree
+from workers.demo_crash import Crash
 from workers.demo_life import Life
 from workers.demo_return import WayBack
 from workers.local import LocalFleet, Signals
@@ -126,6 +127,7 @@ class Demo:
         Life(self, fleet, local).run()
         self._kill(fleet, local, small)
         self._verify(local.settings)
+        Crash(self, fleet, local).run()
 
     def _copy(self, found: Sequence[demo_tree.Source]) -> None:
         started = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from tests.support import eventually
 
 STEPS = [
     "copy", "start", "register", "first capture", "unchanged", "snapshot", "edit", "list", "read back", "diff", "restore",
-    "compare", "in use", "auto-stop", "expiry", "undelete", "killed worker", "verify", "stop",
+    "compare", "in use", "auto-stop", "expiry", "undelete", "killed worker", "verify", "failure",
+    "crash report", "run again", "stop",
 ]  # fmt: skip
 
 
@@ -65,6 +67,25 @@ def test_the_demo_passes_and_leaves_the_tree_and_the_machine_as_they_were(mothba
     assert list((tmp_path / "tmp").iterdir()) == []
     assert mothball.processes() == []
     assert found["seconds"] < 90
+    assert "the token is nowhere in it" in done.err
+    assert by_name["crash report"]["bytes"] > 0
+    if shutil.which("runc") and os.geteuid() == 0:
+        assert "unpacked and started with runc: exit code 3: deploy: token [redacted:github:" in done.err
+        assert by_name["run again"]["shows"].startswith("the package under runc: the same failure")
+
+
+def test_without_runc_the_demo_says_that_it_did_not_run_the_package(mothball: Command, tmp_path: Path) -> None:
+    empty, programs = tmp_path / "empty", tmp_path / "programs"
+    empty.mkdir()
+    programs.mkdir()
+    for folder in os.environ["PATH"].split(os.pathsep):
+        for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
+            if program.name != "runc" and not (programs / program.name).is_symlink():
+                (programs / program.name).symlink_to(program)
+    done = mothball("demo", str(empty), "--json", timeout=120, env={"PATH": str(programs)})
+    assert done.code == 0, done.err
+    assert "it was not run again: " in done.err
+    assert next(step for step in done.json()["steps"] if step["step"] == "run again")["shows"].startswith("not run: ")
 
 
 def test_the_demo_on_an_empty_folder_makes_its_own_files(mothball: Command, tmp_path: Path) -> None:
