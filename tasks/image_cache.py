@@ -163,14 +163,21 @@ def _tick(ctx: JobContext, step: str, run: CacheRun | None = None, args: PruneAr
 
 
 def _still_full(ctx: JobContext, path: str, result: dict[str, Any]) -> None:
-    """A disk that stays full although its cache gave what it could: say so, and leave the cache in peace for a while."""
+    """A disk that stays full although its cache gave what it could: say so, and leave the cache in peace for a while.
+
+    A cache that still has what may go gave all it was asked for, and one that was not looked at, for the disk was no longer full,
+    was asked for nothing: when pulls fill the disk again, both are asked again.
+    """
+    if result["kept"].get("used"):
+        return
     try:
         figures = os.statvfs(path)
     except OSError:
         return
     used = figures.f_blocks - figures.f_bfree
     percent = 100 * used / max(used + figures.f_bavail, 1)
-    if percent <= ctx.settings.cache_low_percent:
+    looked_at = result["kept"] or result["blobs_freed"]
+    if percent <= (ctx.settings.cache_low_percent if looked_at else ctx.settings.cache_high_percent):
         return
     patiently(lambda: ctx.registry.caches.calm(ctx.host, path, CALM_SECONDS * 1000))
     if percent > ctx.settings.cache_high_percent:
