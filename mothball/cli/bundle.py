@@ -186,14 +186,12 @@ def _unpacked(place: Path, settings: Settings, stack: ExitStack) -> Path:
     """The package `place`, unpacked safely to a folder that goes at the end of `stack`."""
     from mothball.package.base_source import open_regular
     from mothball.package.extract import extract
-    from mothball.package.run_folder import remove_tree
     from mothball.package.target import scratch_folder
 
     file = stack.enter_context(open_regular(place, printable(os.fspath(place))))
     scratch = stack.enter_context(scratch_folder(_scratch(settings) / "package"))
     folder = scratch / "package"
     folder.mkdir(mode=0o700)
-    stack.callback(remove_tree, folder)
     extract(file, folder, os.fspath(place))
     return folder
 

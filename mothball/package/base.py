@@ -21,7 +21,7 @@ import msgspec
 from mothball.errors import Corrupt, InvalidParams, NotFound
 from mothball.package.base_layers import MergedLayers
 from mothball.package.base_source import INDEXES, MANIFESTS, MAX_DOCUMENT, Source, Tick, open_source
-from mothball.package.bundle_spec import check_command, check_cwd, check_env
+from mothball.package.bundle_spec import check_command, check_env
 from mothball.package.inflate import Inflated
 from mothball.package.rootfs import POINTS, RootEntry
 from mothball.package.tarread import Limits, TarMember, TarReader
@@ -49,7 +49,8 @@ _PIECE: Final = 1024**2
 class Base:
     """One image, merged. Use it in a ``with`` block: `entries` reads content until then.
 
-    `args`, `env` and `cwd` are what the image says for a command; empty where it says nothing. `left_out` lists (path, reason)
+    `args` and `env` are what the image says for a command; empty where it says nothing. A command works in the workspace, whatever
+    the image says of that. `left_out` lists (path, reason)
     of what no bundle gets (at most 1000), `left_out_count` counts all of it.
     """
 
@@ -70,7 +71,6 @@ class Base:
             if equals:
                 self.env[name] = value
         check_env(self.env)
-        self.cwd: str = check_cwd(str(told.get("WorkingDir") or "/"))
         self.left_out = layers.left_out
         self.left_out_count = layers.left_out_count
 

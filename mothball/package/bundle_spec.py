@@ -33,6 +33,8 @@ MAX_ENV: Final = 1000
 MAX_TEXT: Final = 128 * 1024
 """Longest argument or variable, bytes: the kernel's own limit."""
 MAX_SPEC: Final = 4 * 1024**2
+MAX_VALUES: Final = 10_000
+"""Most values of a config.json that somebody else wrote."""
 NAMESPACES: Final = ("mount", "pid", "ipc", "uts", "network")
 
 _MOST_KILLABLE: Final = 1000
@@ -235,8 +237,23 @@ def read_spec(folder: Path) -> dict[str, Any]:
         spec = read_json(data, dict, "config.json", limit=MAX_SPEC)
     except Corrupt as error:
         raise InvalidParams(f"{folder} is no bundle: {error.message}") from None
+    if _values(spec, MAX_VALUES) >= MAX_VALUES:  # each costs the validator time, and nobody's command has so many
+        raise InvalidParams(f"{folder} is no bundle: its config.json holds more than {MAX_VALUES:,} values")
     check_schema(spec, f"{folder / 'config.json'}")
     return spec
+
+
+def _values(document: Any, limit: int) -> int:
+    """How many values `document` (of bounded depth) holds; counting ends at `limit`."""
+    found, waiting = 0, [document]
+    while waiting and found < limit:
+        value = waiting.pop()
+        found += 1
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return found
 
 
 def _violations(spec: dict[str, Any]) -> list[str]:
@@ -335,7 +352,7 @@ def _missing_folders(folder: Path, mounts: list[str], cwd: str) -> list[str]:
                     deeper = os.open(part, FOLDER_FLAGS, dir_fd=fd)
                     os.close(fd)
                     fd = deeper
-            except OSError:
+            except (OSError, ValueError):  # a NUL in a name
                 wrong.append(f"there is no folder {show(path.encode('utf-8', 'replace')[:100])} in its rootfs")
             finally:
                 os.close(fd)

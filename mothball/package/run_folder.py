@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import signal
 import stat
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from mothball.errors import OperationFailed, PathNotAllowed, TimedOut
+from mothball.package.target import remove_tree
 from mothball.runtime.programs import Finished
 from mothball.runtime.programs import run as run_program
 from mothball.store.below import FOLDER_FLAGS
@@ -139,23 +139,3 @@ def _remove_stale(scratch: Path, runc: str) -> None:
                 remove_tree(path)
             finally:
                 os.close(fd)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove `path` and all below it, also folders without permissions; links are removed, never followed."""
-
-    def lift(folder: Path) -> None:
-        with suppress(OSError):
-            fd = os.open(folder, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                Path(f"/proc/self/fd/{fd}").chmod(0o700)
-            finally:
-                os.close(fd)
-
-    shutil.rmtree(path, ignore_errors=True)
-    if os.path.lexists(path):
-        lift(path)
-        for above, folders, _ in os.walk(path):
-            for name in folders:
-                lift(Path(above) / name)
-        shutil.rmtree(path, ignore_errors=True)

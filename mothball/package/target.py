@@ -73,7 +73,7 @@ def scratch_folder(place: Path) -> Iterator[Path]:
             yield folder
         finally:  # also when a signal interrupts the line after the folder was made
             if folder is not place:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
             if fd is not None:
                 os.close(fd)
 
@@ -98,9 +98,29 @@ def _remove_stale(parent: Path, prefix: str) -> None:
             fd = os.open(parent / name, FOLDER_FLAGS)
             try:
                 if os.fstat(fd).st_uid == os.geteuid() and _lock(fd):
-                    shutil.rmtree(parent / name, ignore_errors=True)
+                    remove_tree(parent / name)
             finally:
                 os.close(fd)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove `path` and all below it, also folders without permissions; links are removed, never followed."""
+
+    def lift(folder: Path) -> None:
+        with suppress(OSError):
+            fd = os.open(folder, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                Path(f"/proc/self/fd/{fd}").chmod(0o700)
+            finally:
+                os.close(fd)
+
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path):
+        lift(path)
+        for above, folders, _ in os.walk(path):
+            for name in folders:
+                lift(Path(above) / name)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(fd: int) -> bool | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, BinaryIO, Final
 
-from mothball.package.stim_parts import CONFIG, MAX_CONFIG, ROOTFS
+from mothball.package.bundle_spec import MAX_SPEC
+from mothball.package.stim_parts import CONFIG, ROOTFS
 from mothball.package.tarread import BLOCK, TarMember, TarReader
 
 REPORT: Final = b"report.json"
-MAX_REPORT: Final = 64 * 1024**2
+MAX_REPORT: Final = 16 * 1024**2
+"""Bytes; ours are far smaller, and a document of nothing but brackets takes fifty times its size in memory."""
 _SHOWN: Final = 300
 _ARGS: Final = 50
 _SCHEMA: Final = "dev.mothball.crash-report/"
@@ -38,7 +40,7 @@ def look(src: BinaryIO, what: str) -> dict[str, Any]:
         if member.path == REPORT:
             report = _document(reader, member, MAX_REPORT)
         elif member.path == CONFIG:
-            config = _document(reader, member, MAX_CONFIG)
+            config = _document(reader, member, MAX_SPEC)
         rootfs = rootfs or member.path == ROOTFS or member.path.startswith(ROOTFS + b"/")
     bundle = isinstance(config, dict) and rootfs
     ours = isinstance(report, dict) and str(report.get("schema", "")).startswith(_SCHEMA)

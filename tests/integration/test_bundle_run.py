@@ -25,6 +25,7 @@ from mothball.package import bundle_run, run_folder
 from mothball.package.bundle import write_bundle
 from mothball.package.bundle_run import Interrupted, RunResult, run_bundle
 from mothball.package.bundle_spec import check_bundle
+from mothball.package.target import scratch_folder
 from mothball.settings import Settings
 from mothball.store import Store
 from mothball.store.tree import Tree
@@ -268,6 +269,24 @@ def test_an_ordinary_user_runs_a_rootless_bundle(shared: Bundles) -> None:
     assert answer["small"]["exit_code"] == 1
     assert answer["score"]["stdout"] == "1000\n"
     assert answer["left"] == []
+
+
+def test_what_a_killed_user_unpacked_goes_whatever_its_modes_are(shared: Bundles) -> None:
+    """Root may remove anything, so somebody else has to try."""
+    home = shared.folder / "home"
+    home.mkdir()
+    os.chown(home, UID, UID)
+
+    def run() -> dict[str, Any]:
+        left = home / (".package.mothball-export-" + "0" * 16) / "package" / "rootfs" / "locked"
+        left.mkdir(parents=True)
+        (left / "file").write_text("x")
+        left.chmod(0o555)
+        left.parent.chmod(0)
+        with scratch_folder(home / "package") as folder:
+            return {"left": [name for name in os.listdir(home) if name != folder.name]}
+
+    assert as_user(UID, run) == {"left": []}
 
 
 def test_root_runs_what_was_written_for_another(shared: Bundles) -> None:

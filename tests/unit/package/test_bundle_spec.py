@@ -193,6 +193,10 @@ BAD: dict[str, Callable[[dict[str, Any]], object]] = {
         put("process", "cwd", "/workspace/gone")(d),
     ),
     "mount point that is not there": put("mounts", {"destination": "/gone", "type": "tmpfs", "source": "x"}),
+    "mount point that no file can have": put("mounts", {"destination": "/a\0b", "type": "tmpfs", "source": "x"}),
+    "more than anybody can check in time": put(
+        "linux", "uidMappings", [{"containerID": n, "hostID": 0, "size": 1} for n in range(20_000)]
+    ),
     "no command": put("process", "args", []),
     "env without =": put("process", "env", ["PATH"]),
     "no process": drop("process"),
