@@ -10,6 +10,7 @@ from mothball.redact import judge
 from mothball.redact.patterns import compiled, places, quoted
 
 _PATTERN_BYTES = 128 * 1024
+_FEW_BYTES = 16 * 1024
 LONGEST = 8 * 1024
 """Of a longer value only so many bytes are looked for: enough to know it again."""
 
@@ -20,6 +21,11 @@ class Known:
     def __init__(self, values: Iterable[bytes]) -> None:
         self.values = frozenset(value for value in values if judge.is_distinct(value))
         self._finders = _finders(self.values) if self.values else ()
+        self.heads = frozenset(value[:LONGEST] for value in self.values)
+        """What is looked for of each value."""
+        self.longest = max(map(len, self.heads), default=0)
+        self.few = 0 < sum(map(len, self.heads)) <= _FEW_BYTES
+        """So few that they can be looked for together with other things, in one pattern."""
 
     def __bool__(self) -> bool:
         return bool(self.values)

@@ -1,0 +1,59 @@
+"""Known values are looked for in the same pass as everything else, and found where a pass of their own finds them."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mothball.redact import Rules
+from mothball.redact.known import Known
+from mothball.redact.patterns import places
+from mothball.redact.scan import Scanner
+from tests.unit.redact.canaries import TOKENS
+
+WORDS = [
+    "password", "password=", "my-token: ", "secret_key ='", "://", "@", "AKIA", "-----BEGIN ", "eyJ", " ", "\n", "x1", "Zq9-7b",
+    '"', "=", "token", "api_key_", "1" * 9, *(token for tokens in TOKENS.values() for token in tokens[:1]),
+]  # fmt: skip
+texts = st.lists(st.sampled_from(WORDS), max_size=40).map(lambda words: "".join(words).encode())
+scanner = Scanner(Rules.default())
+
+
+def both(data: bytes, known: Known, lo: int, hi: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    beside: list[tuple[int, int]] = []
+    return list(scanner._together(data, lo, hi, known, beside)), beside
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts, st.integers(0, 2**32), st.integers(0, 20), st.integers(0, 20))
+def test_one_pass_finds_what_two_passes_find(data: bytes, seed: int, before: int, behind: int) -> None:
+    chance = random.Random(seed)
+    # Stretches of the text itself: they begin, end and lie within what the scan takes for a keyword, and across each other.
+    begins = [chance.randrange(len(data) + 1) for _ in range(8)]
+    known = Known(data[begin : begin + chance.randint(8, 30)] for begin in begins)
+    if not known:
+        return
+    assert known.few
+    lo, hi = min(before, len(data)), max(0, len(data) - behind)
+    assert both(data, known, lo, hi) == (list(places(scanner.finder, data, lo, hi)), list(known.spans(data, lo, hi)))
+
+
+def test_a_known_value_is_found_before_behind_and_within_a_keyword() -> None:
+    data = b"Zq9-7b-password-Zq9-7b Zq9-7b-secret_Lm0p4=tokentoken-77ab"
+    known = Known([b"Zq9-7b-pass", b"word-Zq9-7b", b"Zq9-7b-secret", b"Lm0p4=token", b"token-77ab"])
+    found, beside = both(data, known, 0, len(data))
+    assert found == list(places(scanner.finder, data, 0, len(data)))
+    assert [data[start:end] for start, end in beside] == sorted(known.values, key=data.find)
+
+
+def test_more_values_than_one_pattern_takes_are_found_in_a_pass_of_their_own() -> None:
+    chance = random.Random(3)
+    values = [b"%032x" % chance.getrandbits(128) for _ in range(600)]
+    known = Known(values)
+    assert not known.few
+    data = b" ".join(values) + b" password=x"
+    spans, beside = scanner.spans_beside(data, 0, len(data), 0, known)
+    assert spans == scanner.spans(data)
+    assert [data[start:end] for start, end in beside] == values
