@@ -7,14 +7,20 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mothball.package.bundle_run import run_bundle
+from mothball.package.extract import extract
 from tests.acceptance.command import Command
 from tests.acceptance.fleet import FleetRun
 from tests.integration.runtime.containers import static_busybox
+from tests.integration.test_bundle_run import UID, as_user
 from tests.support import not_permitted, require_tool
 from workers.config import settings_env
 
@@ -61,6 +67,26 @@ def run_package(package: str, place: Path) -> subprocess.CompletedProcess[bytes]
         subprocess.run(
             [require_tool("runc"), "--root", str(place.parent / "runc"), "delete", "-f", name], capture_output=True, check=False
         )
+
+
+@pytest.fixture
+def everybody() -> Iterator[Path]:
+    """A folder that every user can come to, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="mothball-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def warm_up(package: Path, place: Path) -> None:
+    """Load what is imported late: another user might not be able to read it."""
+    place.mkdir(mode=0o700)
+    (place / "bundle").mkdir()
+    with package.open("rb") as file:
+        extract(file, place / "bundle", "package.tar")
+    assert run_bundle(place / "bundle", output="capture", scratch=place / "runs", timeout=60).exit_code == 3
 
 
 def test_a_worker_files_a_report_and_its_package_fails_the_same_way_elsewhere(
@@ -118,6 +144,58 @@ def test_a_command_that_is_killed_for_want_of_memory_is_killed_again_elsewhere(
     assert done.returncode == 128 + signal.SIGKILL, done.stderr
     again = mothball("bundle", "run", report.path, "--json")
     assert again.code == 128 + signal.SIGKILL, again.err
+
+
+def test_a_command_that_dies_of_a_signal_dies_of_it_again_elsewhere(fleet: FleetRun, mothball: Command, tmp_path: Path) -> None:
+    """Needs no cgroup."""
+    fleet.worker()
+    folder = workspace(fleet)
+    ended = mothball("exec", ID, "--", f"{folder}/bin/sh", "-c", "kill -SEGV $$")
+    assert ended.code == 128 + signal.SIGSEGV, ended.err
+    report = fleet.until(fleet.registry.crashes.list, "the report is filed", seconds=60)[0]
+    document = mothball("crash-reports", "show", report.id, "--json").json()["report"]
+    assert document["evidence"]["exit"]["signal_name"] == "SIGSEGV"
+    elsewhere = tmp_path / "sent" / "package.tar"
+    elsewhere.parent.mkdir()
+    shutil.copy(report.path, elsewhere)
+    shutil.rmtree(folder)
+    again = mothball("bundle", "run", str(elsewhere), "--json")
+    assert again.code == 128 + signal.SIGSEGV, again.err
+
+
+def test_somebody_without_any_rights_unpacks_a_package_and_sees_the_same_failure(
+    fleet: FleetRun, mothball: Command, everybody: Path
+) -> None:
+    """A real user who is not root, with runc in a user namespace; the kernel decides."""
+    if os.geteuid() != 0:
+        not_permitted("become another user")
+    if Path("/proc/sys/user/max_user_namespaces").read_text().strip() == "0":
+        pytest.skip("this kernel allows no user namespaces, so nobody can run a container without being root")
+    require_tool("runc")
+    fleet.worker()
+    folder = workspace(fleet)
+    script = f"{folder}/bin/sh -c '/workspace/bin/cat data; echo broken >&2; exit 3'"
+    filed = mothball("crash-report", ID, "--error", f"broken with {CANARY}", "--exit-code", "3", "--cmd", script, "--json")
+    assert filed.code == 0, filed.err
+    package = everybody / "package.tar"
+    shutil.copy(filed.json()["result"]["path"], package)
+    package.chmod(0o644)
+    home = everybody / "home"
+    home.mkdir()
+    os.chown(home, UID, UID)
+    warm_up(package, everybody / "warm")
+
+    def run() -> dict[str, Any]:
+        (home / "bundle").mkdir(mode=0o700)
+        with package.open("rb") as file:
+            extract(file, home / "bundle", "package.tar")
+        done = run_bundle(home / "bundle", output="capture", scratch=home / "runs", timeout=60)
+        return {"uid": os.getuid(), **done.to_dict(), "left": os.listdir(home / "runs")}
+
+    answer = as_user(UID, run)
+    assert "error" not in answer, answer
+    assert (answer["uid"], answer["exit_code"], answer["left"]) == (UID, 3, [])
+    assert (answer["stdout"], answer["stderr"]) == ("of the workspace\n", "broken\n")
 
 
 def test_a_plain_producer_files_a_report_and_nobody_sees_its_secret(fleet: FleetRun) -> None:
