@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Final
 
 _WORD: Final = b"over\n"
-# More than once: runc may be just about to make the container when its caller is killed.
+# More than once: runc may be just about to make the container when its caller is killed. Not when the next run has removed the
+# folder: runc would make it again.
 _WATCH: Final = (
-    'read -r word; [ "$word" = over ] && exit; for pause in 0 1 2 5; do sleep $pause; "$0" --root "$1" delete --force "$2"; done'
+    'read -r word; [ "$word" = over ] && exit; '
+    'for pause in 0 1 2 5; do sleep $pause; [ -d "$1" ] || exit; "$0" --root "$1" delete --force "$2"; done'
 )
 _END_SECONDS: Final = 5.0
 

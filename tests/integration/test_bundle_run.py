@@ -454,6 +454,19 @@ def test_a_container_ends_with_whoever_ran_it_even_by_kill_9(bundles: Bundles) -
     assert bundles.start(place, command=["id"]).exit_code == 0  # and takes away the folder of the killed run
 
 
+def test_a_guardian_does_not_bring_back_the_folder_of_a_killed_run(bundles: Bundles) -> None:
+    """runc makes the folder of its state when it is missing, also to delete what is not there."""
+    require_tool("runc")
+    state = bundles.folder / "gone" / "state"
+    code = (
+        "import os, sys, signal; from pathlib import Path; from mothball.package.guardian import guarded\n"
+        "with guarded(sys.argv[1], Path(sys.argv[2]), 'mothball-none', dict(os.environ)): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, shutil.which("runc") or "", state], check=False)
+    eventually(lambda: not [pid for pid in _pids() if str(state).encode() in _cmdline(pid)], seconds=20)
+    assert not state.parent.exists()
+
+
 def test_what_a_killed_run_left_is_ended_by_the_next(bundles: Bundles) -> None:
     place = bundles.write("echo running; sleep 98765")
     code = (
