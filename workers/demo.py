@@ -20,6 +20,7 @@ from mothball.client import FINAL_STATES, CaptureJob, Fleet
 from mothball.errors import MothballError, OperationFailed
 from mothball.settings import Settings
 from workers import demo_tree
+from workers.demo_cache import PullCache, settings_of
 from workers.demo_crash import Crash
 from workers.demo_life import Life
 from workers.demo_return import WayBack
@@ -75,6 +76,7 @@ class Demo:
         settings = Settings.load(
             redis_url="redis://127.0.0.1", data_dir=self.folder / "data", workspace_roots=(self.folder / "workspaces",), host=HOST,
             flower_port=0, flower_address="127.0.0.1", flower_basic_auth="", **TIMINGS,
+            **settings_of(self.folder),
         )  # fmt: skip
         started = time.monotonic()
         self.say("starting the fleet: embedded Redis, a Celery worker, beat and Flower")
@@ -127,6 +129,7 @@ class Demo:
         Life(self, fleet, local).run()
         self._kill(fleet, local, small)
         self._verify(local.settings)
+        PullCache(self, fleet, local).run()
         Crash(self, fleet, local).run()
 
     def _copy(self, found: Sequence[demo_tree.Source]) -> None:

@@ -16,8 +16,8 @@ from tests.support import eventually
 
 STEPS = [
     "copy", "start", "register", "first capture", "unchanged", "snapshot", "edit", "list", "read back", "diff", "restore",
-    "compare", "in use", "auto-stop", "expiry", "undelete", "killed worker", "verify", "failure",
-    "crash report", "run again", "stop",
+    "compare", "in use", "auto-stop", "expiry", "undelete", "killed worker", "verify",
+    "cache dry run", "cache prune", "cache undelete", "failure", "crash report", "run again", "stop",
 ]  # fmt: skip
 
 
@@ -67,6 +67,9 @@ def test_the_demo_passes_and_leaves_the_tree_and_the_machine_as_they_were(mothba
     assert list((tmp_path / "tmp").iterdir()) == []
     assert mothball.processes() == []
     assert found["seconds"] < 90
+    sizes = {by_name[f"cache {part}"]["bytes"] for part in ("dry run", "prune", "undelete")}
+    assert len(sizes) == 1 and sizes.pop() > 0
+    assert "kept: " in by_name["cache prune"]["shows"]
     assert "the token is nowhere in it" in done.err
     assert by_name["crash report"]["bytes"] > 0
     if shutil.which("runc") and os.geteuid() == 0:
