@@ -24,7 +24,7 @@ from mothball.errors import ConfigError, InvalidParams, OperationFailed, PathNot
 from mothball.package import bundle_run, run_folder
 from mothball.package.bundle import write_bundle
 from mothball.package.bundle_run import Interrupted, RunResult, run_bundle
-from mothball.package.bundle_spec import check_bundle
+from mothball.package.bundle_spec import LEAST_MEMORY, check_bundle
 from mothball.package.target import scratch_folder
 from mothball.settings import Settings
 from mothball.store import Store
@@ -194,6 +194,37 @@ def test_b115_two_runs_of_one_bundle_do_not_meet(bundles: Bundles) -> None:
         thread.join()
     # Nobody but the command and runc's own process, which is the first, is there.
     assert [result.stdout for result in results] == [b"2\ndone\n"] * 2
+
+
+@pytest.mark.parametrize("how", ["runc run", "bundle run", "bundle run, writable"])
+def test_starting_a_bundle_leaves_no_trace_in_it(bundles: Bundles, how: str) -> None:
+    """Without mounts of its own runc makes device nodes and folders in rootfs, also in one that is read-only."""
+    place = bundles.write("exit 3", writable=how.endswith("writable"))
+
+    def tree() -> list[tuple[str, int, int, int]]:
+        return sorted(
+            (str(path), found.st_mode, found.st_mtime_ns, found.st_size) for path in place.rglob("*") for found in [path.lstat()]
+        )
+
+    before = tree()
+    if how == "runc run":
+        state = bundles.folder / "runc"
+        name = f"mothball-{os.getpid()}-trace"
+        done = subprocess.run(
+            ["runc", "--root", state, "run", "-b", place, name], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        code = done.returncode
+    else:
+        code = bundles.start(place).exit_code
+    assert code == 3
+    assert tree() == before
+
+
+@pytest.mark.parametrize("memory", [LEAST_MEMORY, 16 * MIB])
+def test_under_the_least_memory_a_small_command_still_runs(bundles: Bundles, memory: int) -> None:
+    if os.geteuid() != 0:
+        not_permitted("limit memory by a cgroup")
+    assert bundles.run("echo small", memory=memory).stdout == b"small\n"
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
