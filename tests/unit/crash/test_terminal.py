@@ -121,9 +121,14 @@ def test_our_terminal_is_afterwards_as_it_was(typists: list[Typist]) -> None:
 def test_when_we_are_killed_the_command_is_hung_up(typists: list[Typist], tmp_path: Path) -> None:
     run = at_terminal(typists, f"echo $$ > {tmp_path}/pid; echo ready; exec sleep 60")
     run.until(b"ready")
+    command = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
+    lines = (command / "cgroup").read_text().splitlines()
     os.kill(run.pid, signal.SIGKILL)
-    command = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/cmdline")
-    eventually(lambda: not command.exists() or not command.read_bytes(), seconds=10)
+    eventually(lambda: not command.exists() or not (command / "cmdline").read_bytes(), seconds=10)
+    name = next((line.rpartition("/")[2] for line in lines if "/mothball-exec-" in line), None)
+    for left in Path("/sys/fs/cgroup").rglob(name) if name else ():  # the next command would take it away, a minute from now
+        eventually(lambda each=left: not (each / "cgroup.procs").read_text())  # type: ignore[misc]
+        left.rmdir()
 
 
 def test_errors_that_go_elsewhere_go_there(typists: list[Typist], tmp_path: Path) -> None:
