@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -41,6 +42,8 @@ ROWS = (
     ("first capture", "capture_seconds", "s", 1.0),
     ("report with package, a first one", "report_seconds", "s", 1.0),
     ("report without package, nothing changed", "plain_seconds", "s", 1.0),
+    ("CPU of the first capture, with the start of Python", "capture_cpu", "s", 1.0),
+    ("CPU of the report with package", "report_cpu", "s", 1.0),
     ("the package, unpacked by tar", "unpack_seconds", "s", 1.0),
     ("size of the package", "package_bytes", "MB", MB),
     ("secrets replaced in it", "replaced", "", 1.0),
@@ -78,13 +81,15 @@ def _round(tree: Path, folder: Path, samples: dict[str, list[float]], number: in
     def capture() -> None:
         tool = Mothball(folder / "capture")
         cost = tool.capture(tree, "first")
-        note(capture_seconds=cost.seconds, capture_peak=cost.peak)
+        note(capture_seconds=cost.seconds, capture_cpu=cost.cpu, capture_peak=cost.peak)
         shutil.rmtree(tool.folder)
 
     def report() -> None:
         with _fleet(folder / "fleet", tree) as (local, fleet):
+            worker = psutil.Process(local.worker.pid)
+            before = _cpu(worker)
             with_package = _filed(local, fleet, "the first failure")
-            note(report_seconds=with_package.seconds, package_bytes=with_package.result.bytes)
+            note(report_seconds=with_package.seconds, report_cpu=_cpu(worker) - before, package_bytes=with_package.result.bytes)
             note(replaced=sum(with_package.result.redactions.values()), report_peak=max(peaks(local.worker.pid or 0).values()))
             plain = _filed(local, fleet, "another failure", package=False)
             note(plain_seconds=plain.seconds)
@@ -125,6 +130,12 @@ def _filed(local: LocalFleet, fleet: Fleet, error: str, **options: Any) -> Filed
     result = job.wait(JOB_SECONDS, on_poll=lambda _: local.poll())
     record = job.record()
     return Filed(result, ((record.finished_at or 0) - (record.started_at or 0)) / 1000)
+
+
+def _cpu(worker: psutil.Process) -> float:
+    """CPU seconds of the worker and its pool until now."""
+    spent = [process.cpu_times() for process in (worker, *worker.children(recursive=True))]
+    return float(sum(each.user + each.system for each in spent))
 
 
 def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
