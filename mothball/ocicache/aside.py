@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, Literal
 
@@ -206,14 +206,26 @@ def _holders(place: Place, pool: int) -> Iterator[tuple[int, str]]:
     yield os.dup(pool), ASIDE
 
 
-def found(place: Place, pool: int | None = None) -> Iterator[Aside | None]:
+Pools = Sequence[int]
+"""Descriptors of the folders in a cache that may hold an aside, beside the one above the cache."""
+
+
+def pools(place: Place, pool: int | None, *, inside: bool = True) -> Pools:
+    """Where asides may lie. `inside` False: it is known that the cache itself has none at its top."""
+    here = [place.fd] if inside and place.fd is not None else []
+    if pool is not None and place.fd is not None and mount_of(pool) != mount_of(place.fd):
+        here.append(pool)
+    return here
+
+
+def found(place: Place, pools: Pools) -> Iterator[Aside | None]:
     """Every aside of this cache that no run works in, locked, each until the next; None for one that another run has."""
     seen: set[tuple[int, int]] = set()
     holders: list[tuple[int, str]] = []
     if place.parent is not None:
         with suppress(OSError):
             holders.append((open_folder(".", place.parent), prefix_of(place.name)))
-    holders += [(os.dup(fd), ASIDE) for fd in (place.fd, pool) if fd is not None]
+    holders += [(os.dup(fd), ASIDE) for fd in pools]
     try:
         for holder, prefix in holders:
             names = _names(holder, prefix)

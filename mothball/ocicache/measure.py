@@ -82,7 +82,7 @@ def _count(pool: int, found: Found, out: Usage, unused_for_ms: int, last_use: La
 
 
 def _quarantined(place: Place, pool: int | None, out: Usage, tick: Tick) -> None:
-    for each in asides.found(place, pool):
+    for each in asides.found(place, asides.pools(place, pool)):
         state = None if each is None else each.state()
         if each is None or state is None or state.stage == "full" or (fd := each.open(TREE)) is None:
             continue

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from mothball.cache_fields import Cache, CachePolicy
 from mothball.errors import Busy, InvalidParams, PathNotAllowed
 from mothball.ocicache import whole
-from mothball.ocicache.aside import State
+from mothball.ocicache.aside import Pools, State, pools
 from mothball.ocicache.place import Place, locked, open_place, work_folder
 from mothball.ocicache.plan import disk_of, explain, to_free, under_pressure
 from mothball.ocicache.recognise import open_below, recognise_fd
@@ -117,7 +117,7 @@ class _Request:
     def run(self, place: Place, result: PruneResult) -> None:
         now_ms = time.time_ns() // MS
         if place.fd is None:
-            self._settle(place, None, result, now_ms, None, force=False)
+            self._settle(place, (), result, now_ms, None, force=False)
             if place.fd is None:
                 return
         found = recognise_fd(place.fd, self.cache.path, self.cache.kind)
@@ -129,7 +129,7 @@ class _Request:
         self._check(found)
         pool = None if found.kind is Kind.EMPTY else open_pool(place, found)
         if pool is None:
-            self._settle(place, None, result, now_ms, None, force=self._free(place) > 0)
+            self._settle(place, pools(place, None), result, now_ms, None, force=self._free(place) > 0)
             return
         try:
             self._prune(place, pool, found, result, now_ms)
@@ -151,11 +151,9 @@ class _Request:
     def _free(self, place: Place) -> int:
         return 0 if place.fd is None else to_free(self.policy, disk_of(place.fd), self.pressure)
 
-    def _settle(
-        self, place: Place, pool: int | None, result: PruneResult, now_ms: int, sparing: Sparing | None, *, force: bool
-    ) -> int:
+    def _settle(self, place: Place, where: Pools, result: PruneResult, now_ms: int, sparing: Sparing | None, *, force: bool) -> int:
         give_back = None if sparing is None else sparing.give_back
-        return settle(place, pool, result, now_ms=now_ms, force=force, dry_run=result.dry_run, give_back=give_back, tick=self.tick)
+        return settle(place, where, result, now_ms=now_ms, force=force, dry_run=result.dry_run, give_back=give_back, tick=self.tick)
 
     def _prune(self, place: Place, pool: int, found: Found, result: PruneResult, now_ms: int) -> None:
         if self.pressure is not None and not under_pressure(disk_of(pool), self.pressure):
@@ -167,7 +165,8 @@ class _Request:
         sparing = Sparing(self.cache, place, pool, referred=referred)
         sparing.mark()
         needed = to_free(self.policy, disk_of(pool), self.pressure)
-        settled = self._settle(place, pool, result, now_ms, sparing, force=needed > 0)
+        where = pools(place, pool, inside=found.inside)
+        settled = self._settle(place, where, result, now_ms, sparing, force=needed > 0)
         if result.dry_run:
             needed = max(0, needed - settled)
         else:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from mothball.errors import InvalidParams, PathNotAllowed
 from mothball.ocicache.system import open_folder
 from mothball.ocicache.types import Found, Kind
@@ -51,6 +53,10 @@ def recognise(folder: Path) -> Kind:
 def recognise_fd(fd: int, path: str, declared: str | None = None) -> Found:
     """What the open folder is, `declared` being what somebody said it is. Raises `InvalidParams` that says what was found."""
     top = _Top(fd)
+    return replace(_recognised(fd, path, declared, top), inside=top.inside)
+
+
+def _recognised(fd: int, path: str, declared: str | None, top: _Top) -> Found:
     if (store := _store(fd, top)) is not None:
         return store
     marked = [name for name in _DIRECTORY_MARK if name in top.special]
@@ -100,7 +106,7 @@ class _Top:
 
     def __init__(self, fd: int) -> None:
         self.names = self.flat = 0
-        self.blobinfo = False
+        self.blobinfo = self.inside = False
         self.special: set[str] = set()
         self.foreign: list[str] = []
         self.signs: set[str] = set()
@@ -109,7 +115,9 @@ class _Top:
             if flat(name):
                 self.flat += 1
                 self.names += 1
-            elif not name.startswith(ASIDE):
+            elif name.startswith(ASIDE):
+                self.inside = True
+            else:
                 self.names += 1
                 self._other(name)
 

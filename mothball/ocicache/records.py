@@ -141,7 +141,10 @@ def _in_memory(file: IO[bytes], size: int) -> IO[bytes]:
 
 
 def _unnamed(folder: Path) -> IO[bytes]:
-    try:
-        return tempfile.TemporaryFile(dir=folder, buffering=0)
-    except OSError:
-        return io.BytesIO()
+    """In the folder, or in one above it: a dry run does not make it."""
+    for place in (folder, *folder.parents, None):
+        try:
+            return tempfile.TemporaryFile(dir=place, buffering=0)
+        except OSError:
+            continue
+    return io.BytesIO()

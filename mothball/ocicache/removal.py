@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from itertools import filterfalse, islice
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +16,9 @@ from mothball.ocicache.system import open_folder
 from mothball.ocicache.table import Links
 from mothball.ocicache.types import Tick
 
-_CHUNK: Final = 8192
+_CHUNK: Final = 65_536
+"""Names that are sorted by inode at a time, as ``rm`` does: in the order of names a disk is read all over, again and again."""
+_SOME: Final = 8192
 _DEPTH: Final = 64
 _COUNTED: Final = 400
 """Levels that are looked at for a figure: each takes a descriptor."""
@@ -22,6 +26,9 @@ _DEEP: Final = ".mothball-deep-"
 
 Note = Callable[[str, str], None]
 """Told of what stayed: its path and why."""
+
+
+Spare = tuple[str, Callable[[int, os.DirEntry[str]], bool]]
 
 
 class Tally:
@@ -32,9 +39,12 @@ class Tally:
         self.bytes = 0
 
 
-def remove_content(fd: int, tick: Tick, note: Note) -> Tally:
-    """Delete everything in the folder `fd`, never beyond its file system; what cannot be deleted is noted and stays."""
-    work = _Removal(fd, tick, note)
+def remove_content(fd: int, tick: Tick, note: Note, spare: Spare | None = None) -> Tally:
+    """Delete everything in the folder `fd`, never beyond its file system; what cannot be deleted is noted and stays.
+
+    `spare` is asked about each entry of the folder whose path below `fd` it names first, and True means that it is gone already.
+    """
+    work = _Removal(fd, tick, note, spare)
     work.empty(fd, "", 0)
     while work.deep and work.moved:
         # Folders deeper than there are descriptors were moved to the top, which is where they are emptied now.
@@ -53,7 +63,7 @@ def count_content(fd: int, tick: Tick, *, skip: Callable[[str], bool] | None = N
         with os.scandir(folder) as listed:
             for entry in listed:
                 seen += 1
-                if not seen % _CHUNK:
+                if not seen % _SOME:
                     tick(seen)
                 if not depth and skip is not None and skip(entry.name):
                     continue
@@ -74,12 +84,13 @@ def count_content(fd: int, tick: Tick, *, skip: Callable[[str], bool] | None = N
 
 
 class _Removal:
-    def __init__(self, fd: int, tick: Tick, note: Note) -> None:
+    def __init__(self, fd: int, tick: Tick, note: Note, spare: Spare | None) -> None:
         self._top = fd
         self._device = os.fstat(fd).st_dev
         self._tick = tick
         self._note = note
-        self._done = 0
+        self._spared = spare[0] if spare is not None else ""
+        self._spare = spare[1] if spare is not None else None
         self.tally = Tally()
         self.deep = 0
         self.moved = False
@@ -90,15 +101,13 @@ class _Removal:
         while True:
             went = False
             with os.scandir(fd) as listed:
-                chunk: list[tuple[int, str, bool]] = []
-                for entry in listed:
-                    if entry.name in stayed:
-                        continue
-                    chunk.append((entry.inode(), entry.name, entry.is_dir(follow_symlinks=False)))
-                    if len(chunk) >= _CHUNK:
-                        went |= self._some(fd, chunk, path, depth, stayed)
-                        chunk = []
-                went |= self._some(fd, chunk, path, depth, stayed)
+                left: Iterator[os.DirEntry[str]] = listed
+                if stayed:
+                    left = (each for each in listed if each.name not in stayed)
+                if self._spare is not None and path.rstrip("/") == self._spared:
+                    left = filterfalse(partial(self._spare, fd), left)
+                while chunk := [(each.inode(), each.name, each.is_dir(follow_symlinks=False)) for each in islice(left, _CHUNK)]:
+                    went |= self._some(fd, chunk, path, depth, stayed)
             # Once more: a pull may still write into it, and not every file system lists well while names go.
             if not went:
                 return not stayed
@@ -107,35 +116,41 @@ class _Removal:
         """By inode, which is how they lie on the disk. True when one went."""
         chunk.sort()
         went = False
+        # A hundred thousand of them: no call but the two that the kernel must have.
+        state, unlink = os.stat, os.unlink
+        files = size = 0
         for _, name, is_folder in chunk:
             try:
                 if is_folder:
                     went |= self._folder(fd, name, path, depth, stayed)
-                else:
-                    self._file(fd, name)
-                    went = True
+                    continue
+                found = state(name, dir_fd=fd, follow_symlinks=False)
+                unlink(name, dir_fd=fd)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                stayed.add(name)
-                self._note(f"{path}{name}", f"cannot be deleted: {error.strerror}")
-        return went
+                if not (isinstance(error, PermissionError) and _lift(fd) and self._again(fd, name)):
+                    stayed.add(name)
+                    self._note(f"{path}{name}", f"cannot be deleted: {error.strerror}")
+                continue
+            files += 1
+            if found.st_nlink < 2:  # noqa: PLR2004 - that was the last name
+                size += found.st_blocks
+            if not files % 1000:
+                self._tick(self.tally.files + files)
+        self.tally.files += files
+        self.tally.bytes += size * BLOCK
+        return went or files > 0
 
-    def _file(self, fd: int, name: str) -> None:
+    def _again(self, fd: int, name: str) -> bool:
         try:
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
             os.unlink(name, dir_fd=fd)
-        except PermissionError:
-            if not _lift(fd):
-                raise
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            os.unlink(name, dir_fd=fd)
-        self._done += 1
+        except OSError:
+            return False
         self.tally.files += 1
-        if found.st_nlink < 2:  # noqa: PLR2004 - that was the last name
-            self.tally.bytes += found.st_blocks * BLOCK
-        if not self._done % 1000:
-            self._tick(self._done)
+        self.tally.bytes += found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - the last name
+        return True
 
     def _folder(self, fd: int, name: str, path: str, depth: int, stayed: set[str]) -> bool:
         if depth >= _DEPTH:

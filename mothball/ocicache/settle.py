@@ -15,7 +15,7 @@ from mothball.ocicache.aside import NEW, OLD, TREE, Aside, State
 from mothball.ocicache.place import Place
 from mothball.ocicache.recognise import open_below
 from mothball.ocicache.records import key_of
-from mothball.ocicache.removal import Note, Tally, count_content, remove_content
+from mothball.ocicache.removal import Note, Spare, Tally, count_content, remove_content
 from mothball.ocicache.scan import BLOCK, pattern
 from mothball.ocicache.system import rename_new
 from mothball.ocicache.types import Kind, PruneResult, Tick
@@ -27,7 +27,7 @@ GiveBack = Callable[[Aside, str, Note], tuple[int, int]]
 
 def settle(
     place: Place,
-    pool: int | None,
+    pools: asides.Pools,
     result: PruneResult,
     *,
     now_ms: int,
@@ -42,7 +42,7 @@ def settle(
     a layout needs by now goes back (`give_back`). A cache whose name meant nothing when its run was killed is there again.
     """
     freed = 0
-    for each in asides.found(place, pool):
+    for each in asides.found(place, pools):
         if each is None:
             continue
         state = each.state()
@@ -100,14 +100,23 @@ def finish_whole(place: Place, each: Aside, state: State, result: PruneResult, t
         place.open()
     pool = _pool(place, state.folder)
     try:
-        wanted = stays(state)
+        why = stays(state)
+        if why is None or pool is None:
+            return _remove(each, (NEW, OLD), result.problem, tick)
+        back = GoingBack(pool, why, result)
         for name in (NEW, OLD):
-            if pool is not None and wanted is not None and each.has(name):
-                put_back_counted(each, f"{name}/{state.folder}".rstrip("/"), pool, wanted, result)
+            if state.keep and (fd := each.open(f"{name}/{state.folder}".rstrip("/"))) is not None:
+                try:
+                    with os.scandir(fd) as listed:
+                        for entry in listed:
+                            back(fd, entry)
+                finally:
+                    os.close(fd)
+        # What is no blob goes back as it is met: to look for it first would take as long as half of the deletion.
+        return _remove(each, (NEW, OLD), result.problem, tick, (state.folder, back))
     finally:
         if pool is not None:
             os.close(pool)
-    return _remove(each, (NEW, OLD), result.problem, tick)
 
 
 def stays(state: State) -> Callable[[os.DirEntry[str]], str] | None:
@@ -127,23 +136,25 @@ def stays(state: State) -> Callable[[os.DirEntry[str]], str] | None:
     return why
 
 
-def put_back_counted(each: Aside, where: str, pool: int, why: Callable[[os.DirEntry[str]], str], result: PruneResult) -> None:
-    """Put back into the folder `pool` what `why` has a reason for, and count it as kept."""
-    fd = each.open(where)
-    if fd is None:
-        return
-    try:
-        with os.scandir(fd) as listed:
-            for entry in listed:
-                reason = why(entry)
-                if not reason:
-                    continue
-                found = entry.stat(follow_symlinks=False)
-                if rename_new(entry.name, fd, entry.name, pool):
-                    result.kept[reason] = result.kept.get(reason, 0) + 1
-                    result.kept_bytes += found.st_blocks * BLOCK if entry.is_file(follow_symlinks=False) else 0
-    finally:
-        os.close(fd)
+class GoingBack:
+    """Puts back into the folder `pool` what there is a reason for, and counts it as kept."""
+
+    def __init__(self, pool: int, why: Callable[[os.DirEntry[str]], str], result: PruneResult) -> None:
+        self._pool = pool
+        self._why = why
+        self._result = result
+
+    def __call__(self, fd: int, entry: os.DirEntry[str]) -> bool:
+        """True when the entry of the open folder `fd` went back; False when it has to go, as the cache has that name again."""
+        reason = self._why(entry)
+        if not reason:
+            return False
+        found = entry.stat(follow_symlinks=False)
+        if not rename_new(entry.name, fd, entry.name, self._pool):
+            return False
+        self._result.kept[reason] = self._result.kept.get(reason, 0) + 1
+        self._result.kept_bytes += found.st_blocks * BLOCK if entry.is_file(follow_symlinks=False) else 0
+        return True
 
 
 def put_back(each: Aside, where: str, pool: int, wanted: Wanted, note: Note) -> tuple[int, int]:
@@ -171,14 +182,14 @@ def put_back(each: Aside, where: str, pool: int, wanted: Wanted, note: Note) -> 
     return blobs, size
 
 
-def _remove(each: Aside, names: tuple[str, ...], note: Note, tick: Tick) -> Tally:
+def _remove(each: Aside, names: tuple[str, ...], note: Note, tick: Tick, spare: Spare | None = None) -> Tally:
     total = Tally()
     for name in names:
         fd = each.open(name)
         if fd is None:
             continue
         try:
-            tally = remove_content(fd, tick, note)
+            tally = remove_content(fd, tick, note, spare)
         finally:
             os.close(fd)
         total.files += tally.files

@@ -75,6 +75,8 @@ class Found(msgspec.Struct, frozen=True):
     advice: str = ""
     folder: str = ""
     """Where the blobs lie, relative to the directory; empty: at its top."""
+    inside: bool = False
+    """An aside may lie at its top."""
 
 
 class PruneResult(msgspec.Struct, kw_only=True):

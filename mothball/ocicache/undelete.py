@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from mothball.cache_fields import Cache
@@ -50,9 +51,18 @@ def undelete(
         if len(out.left) < _MAX_LEFT:
             out.left.append(Problem(path, reason))
 
-    with open_place(cache.path, data_dir=data_dir, roots=roots) as place, locked(cache.path, data_dir, wait_s):
+    with (
+        open_place(cache.path, data_dir=data_dir, roots=roots) as place,
+        locked(cache.path, data_dir, wait_s),
+        ExitStack() as stack,
+    ):
         place.open()
-        for each in asides.found(place, None):
+        where = list(asides.pools(place, None))
+        for folder in ("blobs/sha256", "sha256"):  # on a file system of their own they have their asides in them
+            if (pool := _pool(place, folder)) is not None:
+                stack.callback(os.close, pool)
+                where += asides.pools(place, pool, inside=False)
+        for each in asides.found(place, where):
             state = None if each is None else each.state()
             if each is None or (state is not None and state.stage == "full"):
                 continue

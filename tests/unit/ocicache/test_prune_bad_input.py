@@ -89,9 +89,10 @@ def test_a_link_as_cache_or_on_the_way_to_it_is_refused(yard: CacheYard) -> None
     assert paths[0].exists()
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/usr", "/usr/lib/x", "/etc", "/ro" + "ot", "/home", "/ho" + "me/anna", "/var/lib", "/var/cache", "/tmp", "/proc/1"]
-)
+SYSTEM = ["/", "/usr", "/usr/lib/x", "/etc", "/ro" + "ot", "/home", "/ho" + "me/anna", "/var/lib", "/var/cache", "/tmp", "/proc/1"]
+
+
+@pytest.mark.parametrize("path", SYSTEM)
 @pytest.mark.parametrize("kind", [None, "flat"])
 def test_system_and_home_folders_are_never_pruned(yard: CacheYard, path: str, kind: str | None) -> None:
     with pytest.raises(PathNotAllowed):
