@@ -80,7 +80,8 @@ def test_the_benchmark_of_crash_reports_files_both_kinds_and_judges_them(tmp_pat
         (tree / f"d{number % 7}" / f"f{number}.js").write_text(f"{number}\n" * 500)
     (tree / "d0" / "config.js").write_text('const password = "' + "Tr0ub4" + 'dor-Xq9v";\n')
     before = fingerprint(tree)
-    command = [sys.executable, "-m", "benchmarks.crash", "--rounds", "1", "--tree", str(tree), "--work", str(work), "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.crash", "--rounds", "1", "--tree", str(tree), "--work", str(work)]
+    command += ["--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert fingerprint(tree) == before
