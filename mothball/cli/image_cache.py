@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 PANEL = "Fleet"
 SHOWN = 5
+WHY = {
+    "young": "written within the grace", "used": "used lately enough", "reserve": "within the reserve", "open": "open",
+    "leased": "used since a lease began", "kept": "to be kept", "reachable": "reachable from an index", "other": "no blob",
+    "pulling": "maybe needed by a pull in progress",
+}  # fmt: skip
+"""Reasons to stay, as the answer words them."""
 HostOption = Annotated[str | None, typer.Option(help="Host whose caches they are; default: this one, at once.", show_default=False)]
 DirOption = Annotated[
     str | None, typer.Option("--dir", metavar="DIR", help="Only this cache; default: all of the host.", show_default=False)
@@ -351,6 +357,10 @@ def _pruned(result: dict[str, Any]) -> str:
     waiting = result["quarantined_bytes"]
     if waiting and not result["dry_run"]:
         note(f"note: {_bytes(waiting)} of it leaves the disk after its quarantine; `mothball image cache undelete` brings it back")
+    if not result["blobs_freed"] and result["kept"]:
+        # A prune that does nothing is what people ask about: the figures of `ls` say that much is unused.
+        why = ", ".join(f"{count:,} {WHY.get(reason, reason)}" for reason, count in sorted(result["kept"].items()))
+        note(f"note: {printable(result['cache_dir'])}: everything stays: {why} (policy: {printable(result['policy'])})")
     return f"{verb} {_bytes(result['bytes_freed'])} across {result['blobs_freed']} blob(s) in {escape(result['cache_dir'])}"
 
 

@@ -512,6 +512,15 @@ def test_n11_the_command_prints_one_line_per_cache_as_the_reference_words_it(
     assert (back.code, back.out) == (0, f"brought back 1.5 MiB across 3 blob(s) in {caches.flat}\n")
 
 
+def test_a_prune_of_which_nothing_comes_says_why_everything_stays(caches: Caches, mothball: Callable[..., Answer]) -> None:
+    caches.blob("a", days=3)
+    caches.blob("b", days=4)
+    done = mothball("image", "cache", "prune", "--dir", str(caches.flat))
+    assert (done.code, done.out) == (0, f"freed 0 B across 0 blob(s) in {caches.flat}\n")
+    assert done.err == f"note: {caches.flat}: everything stays: 2 used lately enough (policy: older_than=30d,grace=0)\n"
+    assert mothball("image", "cache", "prune", "--dir", str(caches.flat), "--older-than", "2d", "--dry-run").err == ""
+
+
 def test_the_command_changes_words_for_one_run_and_all_empties(caches: Caches, mothball: Callable[..., Answer]) -> None:
     caches.blob("a", days=3)
     keep = caches.blob("b", days=3)
