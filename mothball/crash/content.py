@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mothball.errors import Corrupt
-from mothball.redact.files import CODE, level_of
+from mothball.redact.files import CODE
+from mothball.redact.formats import stricter
 from mothball.store.merge import Found
 from mothball.store.read import show
 from mothball.store.tarhead import BLOCK
@@ -186,4 +187,4 @@ def apart(name: bytes, data: bytes) -> bool:
 
     Its name sets it a stricter standard, it is UTF-16, or its last byte touches what follows it in the tar.
     """
-    return len(data) % BLOCK == 0 or level_of(name) != CODE or data[:2] in _MARKS
+    return len(data) % BLOCK == 0 or stricter(name, data, 0, len(data)) or data[:2] in _MARKS

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from mothball.redact import files, judge
+from mothball.redact import files, formats, judge
 from mothball.redact.known import Known
 from mothball.redact.rules import Rules
 from mothball.redact.scan import Scanner, Span
-from mothball.redact.tokens import by_format
 
 BLOCK = 4 * 1024 * 1024
 """Bytes of one window of a stream; memory is a small multiple of it."""
@@ -31,6 +30,11 @@ _KNOWN_RANK = 2000
 @lru_cache(maxsize=8)
 def _scanner(rules: Rules) -> Scanner:
     return Scanner(rules)
+
+
+def _hunted(rule: str, secret: bytes) -> bool:
+    """Whether a value is looked for elsewhere too: of an ``.env`` only what looks made by a machine, the rest stands anywhere."""
+    return rule != "env" or judge.is_env_secret(secret)
 
 
 class Redactor:
@@ -66,7 +70,7 @@ class Redactor:
     def text(self, text: str) -> str:
         """`text` without its secrets; lone surrogates survive."""
         raw = text.encode("utf-8", "surrogatepass")
-        out = self._whole(raw, files.CODE)
+        out = self._whole(raw, files.PROSE)
         return text if out is raw else out.decode("utf-8", "surrogatepass")
 
     def data(self, data: bytes, name: bytes = b"") -> bytes:
@@ -105,7 +109,7 @@ class Redactor:
         found = self._scanner.spans(view, 0, len(view), level)
         places = [
             *((span.start, span.end) for span in found),
-            *(row[:2] for row in by_format(view, 0, len(view), form)),
+            *((start, end) for start, end, rule in formats.found(view, 0, len(view), form) if _hunted(rule, view[start:end])),
         ]
         with self._lock:
             self._learned.update(value for value in (view[start:end] for start, end in places) if judge.is_distinct(value))
@@ -166,7 +170,7 @@ class Redactor:
         found, beside = self._scanner.spans_beside(data, lo, hi, level, self.known_values() if known is None else known)
         more = [Span(start, end, _KNOWN_RANK, "known") for start, end in beside]
         if form:
-            more += [Span(start, end, _KNOWN_RANK - 1, rule) for start, end, rule in by_format(data, lo, hi, form)]
+            more += [Span(start, end, _KNOWN_RANK - 1, rule) for start, end, rule in formats.found(data, lo, hi, form)]
         return self._scanner.joined([*found, *more], data, lo, hi) if more else found
 
     def replace(self, data: bytes, spans: list[Span], lo: int, hi: int) -> bytes:
@@ -175,7 +179,8 @@ class Redactor:
         at = lo
         for span in spans:
             secret = data[span.start : span.end]
-            self._keep(secret)
+            if _hunted(span.rule, secret):
+                self._keep(secret)
             out += (data[at : span.start], self.pseudonym(span.rule, secret))
             at = span.end
         with self._lock:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from mothball.redact.forms import form_of_name
+
 HEAD = 8192
 """Bytes of the beginning that `is_text` looks at."""
 
-CODE, CONFIG, CREDENTIALS = 0, 1, 2
-"""How much a value beside a telling name must look like a secret: in code much, in configuration less, in a credential file not."""
+CODE, CONFIG, CREDENTIALS, PROSE = 0, 1, 2, 3
+"""How much a value beside a telling name must look like a secret: in code much, in configuration less, in a credential file not.
+
+`PROSE` is for logs, notes, histories and error messages: as code, but ``password=hunter2`` names no variable there.
+"""
 
 _CREDENTIALS = frozenset(
     (
@@ -44,6 +49,10 @@ _CREDENTIALS = frozenset(
         b"pip.conf",
         b"nuget.config",
         b".databrickscfg",
+        b"pip.ini",
+        b"application_default_credentials.json",
+        b"credentials.csv",
+        b"auth.toml",
     )
 )
 _CREDENTIAL_ENDS = (b".env", b".tfvars", b".tfvars.json")
@@ -63,10 +72,18 @@ _CONFIG_ENDS = (
     b".service",
     b".xml",
 )
-_NETRC = frozenset((b".netrc", b"_netrc"))
 _ENV_PREFIX = b".env."
 _ENVS = frozenset((b".env", b".envrc", b".flaskenv"))
 _ENVIRON = (b"environ", b"environment")
+_CODE_ENDS = (b".js", b".cjs", b".mjs", b".ts", b".tsx", b".py", b".rb", b".php", b".json", b".yml", b".yaml", b".toml", b".md")
+"""``.env.ts`` is a program and no file of variables."""
+_PROSE_ENDS = (
+    *(b".log", b".out", b".err", b".txt", b".history", b"_history", b".trace", b".stdout", b".stderr", b".mk", b".bat", b".cmd"),
+    *(b".smb", b".creds"),
+)
+_PROSE = frozenset((b"makefile", b"gnumakefile", b"hosts", b"inventory", b"nohup.out"))
+_HOLDING = frozenset(("whole", "pgpass", "htpasswd", "bundle", "netrc"))
+"""Forms of files that are there for their credentials."""
 _LITTLE, _BIG = b"\xff\xfe", b"\xfe\xff"
 
 
@@ -85,30 +102,31 @@ def utf16(head: bytes) -> str | None:
 @lru_cache(maxsize=8192)
 def _of_base(base: bytes) -> tuple[int, str]:
     base = base.lower()
-    if base in _NETRC:
-        return CREDENTIALS, "netrc"
-    env = "env" if base in _ENVS or base.endswith(b".env") or base.startswith(_ENV_PREFIX) else ""
-    sample = base.endswith((b".example", b".sample", b".template"))
-    if not sample and (env or base in _CREDENTIALS or base.endswith(_CREDENTIAL_ENDS)):
-        return CREDENTIALS, env
-    return CONFIG if env or base.endswith(_CONFIG_ENDS) or base in _ENVIRON else CODE, env
+    env = base in _ENVS or base.endswith(b".env") or base.startswith(_ENV_PREFIX)
+    form = "env" if env and not base.endswith(_CODE_ENDS) else form_of_name(base)
+    sample = base.endswith((b".example", b".sample", b".template", b".dist"))
+    if not sample and (env or form in _HOLDING or base in _CREDENTIALS or base.endswith(_CREDENTIAL_ENDS)):
+        return CREDENTIALS, form
+    if env or base.endswith(_CONFIG_ENDS) or base in _ENVIRON:
+        return CONFIG, form
+    return PROSE if base in _PROSE or base.endswith(_PROSE_ENDS) else CODE, form
 
 
 def judged_as(name: bytes) -> tuple[int, str]:
-    """For a file's name or path: its level (`CODE` to `CREDENTIALS`), and ``netrc`` or ``env`` when its format tells more."""
+    """For a file's name or path: its level (`CODE` to `PROSE`), and its form (`mothball.redact.formats`) when it has one."""
     folder, _, base = name.rpartition(b"/")
     if base in _TOOLS and _TOOLS[base] in b"/" + folder + b"/":
-        return CREDENTIALS, ""
+        return CREDENTIALS, "bundle" if folder.endswith(b".bundle") else ""
     return _of_base(base)
 
 
 def level_of(name: bytes) -> int:
-    """`CREDENTIALS`, `CONFIG` or `CODE` for a file's name or path."""
+    """`CREDENTIALS`, `CONFIG`, `PROSE` or `CODE` for a file's name or path."""
     return judged_as(name)[0]
 
 
 def form_of(name: bytes) -> str:
-    """``netrc`` or ``env`` for a file's name or path when its format tells more than its lines do, else an empty text."""
+    """The form of a file's name or path when its format tells more than its lines do, else an empty text."""
     return judged_as(name)[1]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from mothball.redact.files import CODE, CONFIG, CREDENTIALS
+from mothball.redact.files import CODE, CONFIG, CREDENTIALS, PROSE
 
 PASSWORD_BITS = 2.5
 """Least entropy of a quoted password, bits a character (``hunter2`` has 2.8)."""
@@ -27,7 +27,8 @@ _HARMLESS = re.compile(
     rb"""(?ix) (?: true|false|yes|no|on|off|none|null|nil|undefined|empty|default|optional|required|enabled|disabled|unset|n/a
     | str(?:ing)? | bytes | int | bool(?:ean)? | any | object | text | redacted
     | [-+]?[0-9.]{1,6} | (.)\1* | \*+ | \.+ | -+
-    | \$\{[^}]*\} | \$\([^)]*\) | \$[A-Za-z_]\w* | \#\ .* | \# | %\w? | %\w+% | %\([^)]*\).? | <[^>]*> | \{\{.*\}\} | \{[^}]*\}
+    | \$\{(?!\w[\w.]*:[-=]?[^}?+-])[^}]*\} | \$\([^)]*\) | \$[A-Za-z_]\w* | \#\ .* | \# | %\w? | %\w+% | %\([^)]*\).? | <[^>]*>
+    | \{\{.*\}\} | \{[\w.\ -]{0,40}\}
     | \[\w*\] | @\w+@ | &\w+ | !\w+\ .*
     | (?:your|insert|replace|enter|put|change)[-_ ].*(?:here|me|token|key|password|secret)
     | changeme | example | placeholder | dummy ) \Z""",
@@ -46,6 +47,12 @@ _SAYS_NOT = re.compile(
     rb"label|title|hint|help|text|message|msg|error|prompt|prefix|suffix|header|format|version|policy|rule|rules|manager|provider|"
     rb"service|class|module|index|limit|min|max|timeout|at|on|is|has|get|set|kind|list|required|placeholder|strength|enabled)\Z"
 )
+_CHAINED = re.compile(rb"[A-Za-z_$][\w$]*\.[A-Za-z_$][\w$]*=")
+_NAMED = re.compile(rb"[A-Za-z_][\w.]*\Z")
+_CAMEL = re.compile(rb"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+_LEAST_WORD = 3.2
+"""Least mean length of the words in a name; parts of random letters and digits have fewer than two."""
+_PUBLIC = re.compile(rb"(?i)public[_-]?key")
 _ENV_NAME = re.compile(rb"[A-Z][A-Z0-9_]*\Z")
 _COMMON = frozenset(
     b"password passwords passwd passphrase username development production staging localhost undefined function default internal "
@@ -80,6 +87,7 @@ def says_not(name: bytes) -> bool:
     return _SAYS_NOT.search(name[-64:]) is not None
 
 
+_SIZE = re.compile(rb"[-+]?[0-9][0-9.,:/_-]*(?:[a-zA-Z]{1,3}|%)?\Z")
 _DIGIT, _NO_ALNUM = re.compile(rb"[0-9]"), re.compile(rb"[^0-9A-Za-z_]")
 
 
@@ -95,7 +103,14 @@ def _digits(value: bytes) -> int:
 
 def no_name(value: bytes) -> bool:
     """True for what can hardly be one of a list of names: ``"oauth_token", "crypto_box_keypair2"``."""
+    if is_wordy(value):
+        return False
     return (b"_" not in value and is_strong(value)) or (_classes(value) == _ALL_CLASSES and not _IDENTIFIER.match(value))
+
+
+def is_wordy(value: bytes) -> bool:
+    """True for names made of words: ``generateEncryptionKeyBase64``, ``process.env.NEXT_ACTIONS_KEY``; random letters are none."""
+    return _NAMED.match(value) is not None and len(value) >= _LEAST_WORD * len(_CAMEL.findall(value))
 
 
 def is_strong(value: bytes) -> bool:
@@ -129,8 +144,8 @@ def is_secret(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: in
     if harmless(value):
         return False
     if level == CREDENTIALS:
-        return True
-    if not quoted and level == CODE and _is_name(value):
+        return not (says_not(name) and _PATH.match(value))
+    if _PUBLIC.search(name[-64:]) or (not quoted and level in (CODE, PROSE) and (_is_name(value) or _CHAINED.search(value))):
         return False
     if _SAYS_NOT.search(name[-64:]):
         return is_strong(value)
@@ -139,8 +154,8 @@ def is_secret(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: in
         return False
     literal = quoted or level == CONFIG or (tight and _ENV_NAME.match(name) is not None)
     if not literal:
-        return _unquoted(value)
-    if not quoted and _CODE.search(value) and level == CODE:
+        return _unquoted(value) or (level == PROSE and _told(name, value))
+    if not quoted and _CODE.search(value) and level in (CODE, PROSE):
         return is_strong(value)
     if _PATH.match(value):
         return False
@@ -156,11 +171,25 @@ def _unquoted(value: bytes) -> bool:
     """In code, without quotes: an expression unless it can hardly be one."""
     if _IDENTIFIER.match(value) and _digits(value) < 3:  # noqa: PLR2004 - `sha256`-like names have up to three digits
         return False
+    if _PATH.match(value):
+        return False
     return is_strong(value) or (len(value) >= LEAST_TOKEN and _classes(value) == _ALL_CLASSES and not _CODE.search(value))
+
+
+def _told(name: bytes, value: bytes) -> bool:
+    """In a log or a message, without quotes: ``password=hunter2`` is no assignment of a variable."""
+    digits = _digits(value)
+    if _PATH.match(value) or _HOST.match(value) or _CODE.search(value) or not digits or _SIZE.match(value):
+        return False
+    if is_password(name):
+        return len(value) >= LEAST_PASSWORD and entropy(value) >= PASSWORD_BITS
+    return len(value) >= LEAST_TOKEN and digits > 1 and entropy(value) >= TOKEN_BITS
 
 
 def _literal(name: bytes, value: bytes, *, quoted: bool, tight: bool, level: int) -> bool:
     password = is_password(name)
+    if not password and is_wordy(value):
+        return False
     spaced = any(byte in b" \t\n" for byte in value)
     if spaced:
         return level == CONFIG and password and quoted and _digits(value) > 0

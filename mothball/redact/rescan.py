@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mothball.redact import files
+from mothball.redact import files, formats
 from mothball.redact.engine import BLOCK, OVERLAP
 from mothball.redact.known import Known
 from mothball.redact.windows import line_cut, loud_enough, wide_runs
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _RECORD = 512
 _NAME, _SIZE, _SUM, _TYPE, _PREFIX = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157), slice(345, 500)
 _EXTENDED = frozenset(b"xgLK")
-_ORDINARY = (files.CODE, "")
 _LARGEST_HEADER = 1024 * 1024
 
 
@@ -193,7 +192,7 @@ class Rescan:
         if (lo and window[lo - 1]) or (hi < len(window) and window[hi] and window[hi - 1]):
             return False
         first = bisect_right(self._ends, lo)
-        return (first == len(self._starts) or self._starts[first] >= hi) and files.judged_as(region.name) == _ORDINARY
+        return (first == len(self._starts) or self._starts[first] >= hi) and not formats.stricter(region.name, window, lo, hi)
 
     def _plain(self, window: bytes, lo: int, hi: int, region: _Region) -> list[tuple[str, int]]:
         spans = [] if self._clean(window, lo, hi, region) else self._spans(window, lo, hi, region)

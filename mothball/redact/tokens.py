@@ -12,6 +12,7 @@ from typing import Any
 
 from mothball.redact import judge
 from mothball.redact.files import CREDENTIALS
+from mothball.redact.listed import listed
 from mothball.redact.patterns import compiled
 
 NEED_BORDER = frozenset({"openai", "anthropic", "sendgrid", "huggingface", "databricks", "npm"})
@@ -59,6 +60,10 @@ _AUTHORITY = re.compile(
 _AUTHORITY_REACH = 2048
 _PORT = re.compile(rb"[0-9]{1,5}/|[0-9]{1,5}\Z")
 _HARMLESS_USERS = frozenset(b"git hg svn ssh root admin user username www-data ubuntu ec2-user anonymous ftp *** ".split())
+_SHOWN = frozenset(
+    b"pass password passwd passwort pw pwd passw0rd user%3apw foo bar guest user_password mypassword your_password".split()
+)
+"""What stands for a password in examples, and in the tests of everything that reads URLs."""
 _SSH = (b"ssh", b"sftp", b"scp", b"rsync")
 
 
@@ -90,13 +95,19 @@ def user_info(data: bytes, start: int, lo: int, hi: int) -> Iterator[tuple[int, 
 
 
 def _placeholder(value: bytes) -> bool:
-    return not value or judge.harmless(value) or value.startswith((b"$", b"{", b"%(", b"%s", b"<", b"[redacted:"))
+    return (
+        not value
+        or judge.harmless(value)
+        or value.lower() in _SHOWN
+        or value.startswith((b"$", b"{", b"%(", b"%s", b"<", b"[", b"&lt;"))
+    )
 
 
 # --- private keys -----------------------------------------------------------------------------------------------------------------
 
-_KEY_BEGIN = rb"-{4,5} ?BEGIN (?:[0-9A-Z]+ ){0,6}PRIVATE KEY(?: BLOCK)? ?-{4,5}"
-_KEY_END = rb"-{4,5} ?END (?:[0-9A-Z]+ ){0,6}PRIVATE KEY(?: BLOCK)? ?-{4,5}"
+_KIND = rb"(?:(?:[0-9A-Z]+ ){0,6}PRIVATE KEY(?: BLOCK)?|OpenVPN Static key V1|OpenVPN tls-crypt-v2 client key)"
+_KEY_BEGIN = rb"-{4,5} ?BEGIN " + _KIND + rb" ?-{4,5}"
+_KEY_END = rb"-{4,5} ?END " + _KIND + rb" ?-{4,5}"
 _BODY = (
     rb"""(?:(?:\\[nrt]|[\s"'+,#>|*\\;()-]){0,40}(?:(?:Proc-Type|DEK-Info|Version|Comment|Subject|Charset|Hash|MessageID):[^\n\\]{0,128}"""
     rb"""|[0-9A-Za-z+/=]{16,}))+(?:(?:\\[nrt]|[\s"'+,#>|*\\]){1,40}=?[0-9A-Za-z+/=]{2,80}={0,2})?"""
@@ -148,7 +159,7 @@ def key_before(data: bytes, start: int, lo: int) -> tuple[int, int] | None:
 # These see at most `_JUDGED` bytes behind a place that the scan found, and no two of their repetitions can share a byte.
 _VALUE = re.compile(
     rb"""=?[>=:]?[ \t]{0,16}(?:
-      \s{0,64}(?:[A-Za-z@$]{1,2})?(?:
+      \s{0,64}(?:(?:Some|Just|Ok|SecretStr|Secret|String::from)\()?(?:[A-Za-z@$]{1,2})?(?:""(?=")|''(?='))?(?:
         \\{1,3}["']((?:[^"'\\\n\r\x00]|\\[^\n"'\x00])*+) | "((?:[^"\\\n\r\x00]|\\[^\n\x00])*+)
       | '((?:[^'\\\n\r\x00]|\\[^\n\x00])*+) | `([^`\n\x00]*+))
     | [|>][+-]?\r?\n[ \t]+([^\s\x00]+)
@@ -183,6 +194,8 @@ def beside(data: bytes, start: int, end: int, hi: int, level: int) -> Iterator[t
         at, separator = paired.end(), b":"
     match = _VALUE.match(data, at, min(hi, at + _JUDGED + 80))
     if match is None:
+        if data[at : at + 1] in (b"[", b"{", b" ") and separator in b"=:>":
+            yield from listed(data, at, hi, name, level)
         if level == CREDENTIALS and separator in b"=:":
             yield from _line_value(data, at, hi, name)
         return
@@ -230,19 +243,3 @@ def _trailing(data: bytes, end: int) -> int:
     """How many bytes before `end` belong to a name, at most 64."""
     back = data[max(0, end - _NAME_BACK) : end]
     return len(back) - len(back.rstrip(_NAME_BYTES))
-
-
-_NETRC = rb"password[ \t\r\n]+([^ \t\r\n]+)"
-_ENV_LINE = rb"""(?m)^[ \t]*(?:export[ \t]+)?[A-Za-z_][\w.]*=(?:"([^"\r\n]+)"|'([^'\r\n]+)'|([^\s\x00"'#][^\r\n\x00]*))"""
-
-
-def by_format(data: bytes, lo: int, hi: int, form: str) -> Iterator[tuple[int, int, str]]:
-    """What only the format of a file tells: every password of a ``.netrc``, each value of an ``.env`` that looks like a secret."""
-    if form == "netrc":
-        for match in compiled(_NETRC).finditer(data, lo, hi):
-            yield *match.span(1), "netrc"
-    elif form == "env":
-        for match in compiled(_ENV_LINE).finditer(data, lo, hi):
-            first, last = secret_of(match)
-            if judge.is_env_secret(data[first:last].rstrip()):
-                yield first, first + len(data[first:last].rstrip()), "env"
