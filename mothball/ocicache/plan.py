@@ -87,8 +87,13 @@ class Chooser:
 class Guard:
     """What no removal takes, whatever its policy says: the young, the kept, the leased."""
 
-    def __init__(self, policy: CachePolicy, *, now: int, grace: bool = True) -> None:
-        """`now`: ns of the files' clock; `grace` False: young ones are not spared (a full prune)."""
+    def __init__(self, policy: CachePolicy, *, now: int, grace: bool = True, referred: bool = False) -> None:
+        """`now`: ns of the files' clock; `grace` False: young ones are not spared (a full prune).
+
+        `referred`: it guards blobs of layouts. A pull only asks whether such a blob is there, which leaves no trace, and counts on
+        it: a lease then keeps all of them.
+        """
+        self._referred = referred
         self._young = now - policy.grace * MS if grace else None
         self._now = now
         self._leased: int | None = None
@@ -109,7 +114,7 @@ class Guard:
             return "young"
         if self._keep is not None and self._keep.match(digest):
             return "kept"
-        if self._leased is not None and max(used, changed) >= self._leased:
+        if self._leased is not None and (self._referred or max(used, changed) >= self._leased):
             return "leased"
         return ""
 

@@ -86,9 +86,13 @@ class Reach:
 
     def _walk(self, name: str, fd: int, data: bytes) -> None:
         what = f"the index of the layout {name!r}"
-        document = read_json(data, dict[str, Any], what)
-        if not isinstance(document.get("manifests", []), list):
-            raise Corrupt(what=what, reason="its 'manifests' is no list")
+        try:
+            document = read_json(data, dict[str, Any], what)
+        except Corrupt as error:
+            raise Corrupt(f"{error.message}; nothing was deleted. Pull what it is to hold into a new layout", what=what) from error
+        named = document.get("manifests")
+        if named is not None and not isinstance(named, list):  # umoci writes null when the last image is gone
+            raise Corrupt(what=what, reason="its 'manifests' is no list; nothing was deleted")
         self._follow(list(self._named(document, fd)), what, fd)
 
     def _follow(self, todo: list[tuple[str, str, int]], what: str, layout: int | None) -> None:
@@ -226,8 +230,8 @@ def layouts_in(folder: str, *, unfinished: bool = False) -> Iterator[tuple[str, 
     try:
         fd = open_folder(folder)
     except OSError as error:
-        text = f"{error.strerror}; without it nobody knows which blobs are needed, so nothing was deleted"
-        raise Corrupt(what=f"the folder of layouts {folder!r}", reason=text) from error
+        text = f"the folder of layouts {folder!r}: {error.strerror}; without it nobody knows which blobs are needed"
+        raise Corrupt(f"{text}, so nothing was deleted; look at layouts= in MOTHBALL_IMAGE_CACHES", path=folder) from error
     try:
         yield from _layouts_below(folder, fd, _DEPTH, unfinished)
     finally:

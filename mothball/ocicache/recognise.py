@@ -28,11 +28,11 @@ _ALGORITHMS: Final = frozenset({"sha256", "sha384", "sha512"})
 _SHOWN: Final = 3
 _DIRECTORY_MARK: Final = ("index.json", "oci-layout")
 _ADVICE: Final = {
-    Kind.BUILDKIT: "buildctl prune --keep-storage <MB>` (or `docker builder prune",
-    Kind.CONTAINERD: "crictl rmi --prune` (or `nerdctl system prune",
-    Kind.CONTAINERS_STORAGE: "podman system prune` (or `buildah prune",
-    Kind.DOCKER: "docker system prune",
-    Kind.REGISTRY: "registry garbage-collect <config.yml>",
+    Kind.BUILDKIT: "buildctl prune --keep-storage <MB>` (or `docker builder prune`)",
+    Kind.CONTAINERD: "crictl rmi --prune` (or `nerdctl system prune`)",
+    Kind.CONTAINERS_STORAGE: "podman system prune` (or `buildah prune`)",
+    Kind.DOCKER: "docker system prune`",
+    Kind.REGISTRY: "registry garbage-collect <config.yml>`",
 }
 
 
@@ -160,7 +160,7 @@ def _store(fd: int, top: _Top) -> Found | None:
     ):
         if is_it:
             sign = min(signs)
-            advice = f"this is a {kind} store, which only its own tool may prune: `{_ADVICE[kind]}`"
+            advice = f"this is a {kind} store, which only its own tool may prune: `{_ADVICE[kind]}"
             return Found(kind, f"it has {sign!r}", advice=advice)
     return None
 

@@ -74,16 +74,18 @@ def _of_policy(
     killed = state.stage == "moving"
     result.leaked_asides += killed
     due = force or state.delete_after <= now_ms
-    if not due:
-        if killed and not dry_run and not _is_empty(each, state):
-            each.say(msgspec.structs.replace(state, stage="kept"))
-        elif killed and not dry_run:
-            each.drop()
-        return 0
+    blobs = 0
     if give_back is not None and not dry_run:
+        # Also long before it is due: the image that needs them is broken until then.
         blobs, _ = give_back(each, f"{TREE}/{state.folder}".rstrip("/"), result.problem)
-        if blobs:
-            result.problem(each.name, f"{blobs} blob(s) that an index names by now were put back out of quarantine")
+        result.given_back += blobs
+    if not due:
+        if (killed or blobs) and not dry_run:
+            if _is_empty(each, state):
+                each.drop()
+            else:
+                each.say(msgspec.structs.replace(state, stage="kept"))
+        return 0
     tally = _measure(each, (TREE,), tick) if dry_run else _remove(each, (TREE,), result.problem, tick)
     if killed:
         result.leaked_bytes += tally.bytes
@@ -157,8 +159,11 @@ class GoingBack:
         return True
 
 
-def put_back(each: Aside, where: str, pool: int, wanted: Wanted, note: Note) -> tuple[int, int]:
-    """Rename what is `wanted` (by name) out of the folder `where` of the aside into `pool`; how many, and their bytes."""
+def put_back(each: Aside, where: str, pool: int, wanted: Wanted, note: Note, *, again: Note | None = None) -> tuple[int, int]:
+    """Rename what is `wanted` (by name) out of the folder `where` of the aside into `pool`; how many, and their bytes.
+
+    `note` is told of what could not be put back, `again` of what need not be: it was pulled again.
+    """
     fd = each.open(where)
     if fd is None:
         return 0, 0
@@ -173,8 +178,8 @@ def put_back(each: Aside, where: str, pool: int, wanted: Wanted, note: Note) -> 
                     if rename_new(entry.name, fd, entry.name, pool):
                         blobs += 1
                         size += found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - other names hold it
-                    else:
-                        note(entry.name, "it was pulled again meanwhile, which is what stays")
+                    elif again is not None:
+                        again(entry.name, "it was pulled again meanwhile, which is what stays")
                 except OSError as error:
                     note(entry.name, f"cannot be put back: {error.strerror}")
     finally:

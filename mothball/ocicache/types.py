@@ -84,7 +84,8 @@ class PruneResult(msgspec.Struct, kw_only=True):
 
     `bytes_freed` and `blobs_freed` are what left the cache in this run, taken from what was moved; `quarantined_bytes` of them
     are on the disk until their time is over. `leaked_asides`, `leaked_bytes`: left by runs that were killed, removed by this one;
-    `expired_bytes`: of earlier runs, whose quarantine ended in this one (those runs counted them). `kept`: entries by reason,
+    `expired_bytes`: of earlier runs, whose quarantine ended in this one (those runs counted them). `given_back`: blobs that earlier
+    runs moved and that an index names by now, so they are in the cache again. `kept`: entries by reason,
     `kept_bytes` their bytes. `policy`: the words it worked by, ``all`` for a full prune. `gap_ms`: how long the name of the cache
     meant no folder. `advice`: the right command, for a store of another tool, which is never touched.
     """
@@ -101,6 +102,7 @@ class PruneResult(msgspec.Struct, kw_only=True):
     leaked_asides: int = 0
     leaked_bytes: int = 0
     expired_bytes: int = 0
+    given_back: int = 0
     quarantined_bytes: int = 0
     errors: list[Problem] = msgspec.field(default_factory=list)
     errors_left_out: int = 0

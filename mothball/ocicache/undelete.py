@@ -78,7 +78,7 @@ def undelete(
                 )
                 continue
             try:
-                blobs, size = put_back(each, f"{TREE}/{state.folder}".rstrip("/"), pool, wanted, note)
+                blobs, size = put_back(each, f"{TREE}/{state.folder}".rstrip("/"), pool, wanted, note, again=note)
             finally:
                 os.close(pool)
             out.asides += blobs > 0

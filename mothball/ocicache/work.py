@@ -82,7 +82,7 @@ class Work:
     def _remove(self, needed: int) -> None:
         request, result = self._request, self._result
         now = self._now()
-        guard = self._guard = Guard(request.policy, now=now, grace=not self._whole)
+        guard = self._guard = Guard(request.policy, now=now, grace=not self._whole, referred=self._referred)
         guard.lease(request.leases())
         policy = request.policy
         ordered = not self._whole and bool(policy.reserve or policy.max_bytes is not None or needed)

@@ -14,9 +14,10 @@ import pytest
 from mothball.cache_fields import CachePolicy
 from mothball.errors import Corrupt, InvalidParams, PathNotAllowed
 from mothball.ocicache import sparing, work
-from mothball.ocicache.types import Problem
+from mothball.ocicache.types import Lease, Problem
+from mothball.ocicache.undelete import undelete
 from mothball.ocicache.verify import verify
-from tests.unit.ocicache.conftest import INDEX, MANIFEST, OLD, OLD_NOW, CacheYard, asides, names
+from tests.unit.ocicache.conftest import INDEX, MANIFEST, MS_DAY, OLD, OLD_NOW, CacheYard, asides, names
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,51 @@ def test_bad_input_an_index_that_cannot_be_read_means_that_nothing_is_deleted(ya
         with pytest.raises(Corrupt, match=r"index"):
             yard.prune(**how)
     assert (names(pool), asides(yard.home)) == (before, [])
+
+
+@pytest.mark.parametrize("text", ['{"manifests": null}', '{"manifests": []}', "{}"])
+def test_n03_an_index_without_images_reaches_nothing_however_its_tool_writes_that(yard: CacheYard, pool: Path, text: str) -> None:
+    yard.image(pool, "image")
+    yard.index(yard.path, [])
+    (yard.path / "index.json").write_text(text)
+    assert (yard.prune().blobs_freed, names(pool)) == (3, set())
+
+
+def test_row30_what_was_pulled_again_after_it_went_is_no_error(yard: CacheYard, pool: Path) -> None:
+    yard.index(yard.path, [])
+    image = yard.image(pool, "image")
+    policy = CachePolicy(older_than=1, grace=0, quarantine=MS_DAY)
+    assert yard.prune(policy).blobs_freed == 3
+    assert yard.image(pool, "image") == image
+    yard.index(yard.path, [image])
+    found = yard.prune(policy)
+    assert (found.errors, found.given_back, found.kept) == ([], 0, {"reachable": 3})
+
+
+def test_row30_what_an_index_names_by_now_comes_back_with_the_next_run_long_before_its_quarantine_ends(
+    yard: CacheYard, pool: Path
+) -> None:
+    yard.index(yard.path, [])
+    image = yard.image(pool, "image")
+    yard.image(pool, "forgotten")
+    before = names(pool)
+    policy = CachePolicy(older_than=1, grace=0, quarantine=MS_DAY)
+    assert yard.prune(policy).blobs_freed == 6
+    yard.index(yard.path, [image])
+    found = yard.prune(policy)
+    assert (found.given_back, found.errors, len(names(pool))) == (3, [], 3)
+    assert len(asides(yard.home)) == 1
+    undelete(yard.cache(), data_dir=yard.data_dir)
+    assert (names(pool), asides(yard.home)) == (before, [])
+
+
+def test_n07_a_lease_keeps_every_blob_of_a_layout_for_a_pull_may_count_on_any_without_opening_it(
+    yard: CacheYard, pool: Path
+) -> None:
+    yard.index(yard.path, [])
+    yard.image(pool, "image")
+    assert yard.prune(OLD_NOW, leases=lambda: [Lease(holder="a pull", age_ms=1)]).kept == {"leased": 3}
+    assert yard.prune(OLD_NOW).blobs_freed == 3
 
 
 def test_bad_input_a_layout_without_index_is_left_alone(yard: CacheYard, pool: Path) -> None:
