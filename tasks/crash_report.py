@@ -247,7 +247,7 @@ class _Filing:
         return finish(document, self.redactor, key_id=getattr(self.redactor, "key_id", ""))
 
     def _learn(self, digest: str) -> None:
-        """What the workspace's own credential files hold is a secret wherever it is said: in the error text, and so in the job itself.
+        """What the workspace's own credential files hold is a secret everywhere: in the error text, hence in the job itself.
 
         The producer could not know it when he redacted his arguments; nobody needs them in clear any more.
         """

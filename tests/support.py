@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 T = TypeVar("T")
 
+TAR_FILTER: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
+"""For `TarFile.extractall`: Python 3.11 knows filters since 3.11.4 only."""
 ON_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 

@@ -18,7 +18,7 @@ from mothball.package.bundle_spec import runtime_spec
 from mothball.package.rootfs import RootEntry
 from mothball.store import Store
 from mothball.store.manifest import load_manifest
-from tests.support import require_tool
+from tests.support import TAR_FILTER, require_tool
 from tests.unit.crash.packing import NAME, SECRET, TOKEN, content, members, pack, redactor, report_of, take, tree_of
 from tests.unit.store.build import damage
 
@@ -163,7 +163,7 @@ def test_python_unpacks_what_was_captured(tmp_path: Path, tree: Path) -> None:
     target = tmp_path / "unpacked"
     target.mkdir()
     with tarfile.open(made.path, "r:", errors="surrogateescape") as tar:
-        tar.extractall(target, filter="tar")
+        tar.extractall(target, **TAR_FILTER)  # noqa: S202 -- the package is our own
     was = tree_of(tree)
     now = tree_of(target / "rootfs" / "workspace")
     # Python's times are floats: to the microsecond.
