@@ -161,7 +161,9 @@ class Middleman:
                 """Nothing on stderr."""
 
             def handle_any(self) -> None:
-                request = Request(self.command, self.path, dict(self.headers.items()))
+                # skopeo says Accept once for each type; a header that comes several times means their list.
+                headers = {name: ", ".join(self.headers.get_all(name, [])) for name in self.headers}
+                request = Request(self.command, self.path, headers)
                 middle.requests.append(request)
                 middle.pass_on(self, request, middle.rule(request) or Fault())
 
