@@ -7,7 +7,7 @@ and happens beside the writing. Only files in which something may stand are then
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mothball.errors import Corrupt
-from mothball.redact.files import CODE
+from mothball.redact.files import CODE, judged_as
 from mothball.redact.formats import stricter
 from mothball.store.merge import Found
 from mothball.store.read import show
@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 
 FRAME_BUDGET: Final = 256 * 1024**2
 """Most bytes of decompressed frames kept at once; two frames are kept whatever their size."""
+_ORDINARY: Final = (CODE, "")
 _MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _LEAST_KEPT: Final = 2
-_CHECKED: Final = 256
-_CHECKED_BYTES: Final = 4 * 1024**2
-_AT_ONCE: Final = 8
-"""Portions of files that may wait for their verification; each is at most one frame and some."""
 
 
 class _Frame(NamedTuple):
@@ -65,28 +62,18 @@ class Contents:
         self._redactor = redactor
         self._frames: OrderedDict[tuple[int, int], _Frame] = OrderedDict()
         self._coming: dict[tuple[int, int], Future[_Frame]] = {}
-        self._unchecked: list[tuple[bytes, Found]] = []
-        self._unchecked_bytes = 0
-        self._checks: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(max(1, ahead), thread_name_prefix="package-frames")
 
     def __enter__(self) -> Contents:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if error is None:
-                self._check(0)
-        finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._frames.clear()
-            self._coming.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._frames.clear()
+        self._coming.clear()
 
     def whole(self, found: Found) -> Whole | None:
-        """The content of a file that lies in one frame; None for one that does not.
-
-        It is held against its sha256 beside the work; `Corrupt` comes with a later file, or at the end of the ``with`` block.
-        """
+        """The content of a file that lies in one frame; None for one that does not. `Corrupt` when its sha256 is another."""
         row = found.row
         if not row.size:
             return Whole(b"", plain=True)
@@ -95,10 +82,9 @@ class Contents:
         content = frame.data[begin:end]
         if len(content) != row.size:
             return None
-        self._unchecked.append((content, found))
-        self._unchecked_bytes += len(content)
-        if len(self._unchecked) >= _CHECKED or self._unchecked_bytes >= _CHECKED_BYTES:
-            self._check(_AT_ONCE)
+        # By a thread it would take longer: for each file that would have to wait for the interpreter lock again.
+        if sha256(content).digest() != row.sha256:
+            raise self._mismatch(found)
         # The first place that ends behind the file's beginning: plain when it begins behind the file's end.
         place = bisect_right(frame.ends, begin)
         return Whole(content, plain=place == len(frame.starts) or frame.starts[place] >= end)
@@ -125,19 +111,6 @@ class Contents:
             yield piece
         if row.size and sha.digest() != row.sha256:
             raise self._mismatch(found)
-
-    def _check(self, left: int) -> None:
-        """Have what was handed out verified; returns when at most `left` portions are still waiting for it."""
-        if self._unchecked:
-            self._checks.append(self._pool.submit(self._verify, self._unchecked))
-            self._unchecked, self._unchecked_bytes = [], 0
-        while len(self._checks) > left:
-            self._checks.popleft().result()
-
-    def _verify(self, files: list[tuple[bytes, Found]]) -> None:
-        for content, found in files:
-            if sha256(content).digest() != found.row.sha256:
-                raise self._mismatch(found)
 
     def _mismatch(self, found: Found) -> Corrupt:
         layer = self._tree.layers[found.layer]
@@ -188,3 +161,8 @@ def apart(name: bytes, data: bytes) -> bool:
     Its name sets it a stricter standard, it is UTF-16, or its last byte touches what follows it in the tar.
     """
     return len(data) % BLOCK == 0 or stricter(name, data, 0, len(data)) or data[:2] in _MARKS
+
+
+def large_apart(name: bytes, size: int, head: bytes) -> bool:
+    """`apart` for a file that is never in memory as a whole; `head` is how it begins."""
+    return size % BLOCK == 0 or head[:2] in _MARKS or judged_as(name) != _ORDINARY

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
+
+from mothball.errors import OperationFailed
 
 _BUFFER: Final = 4 * 1024**2
 _FLUSH: Final = 64 * 1024**2
+_PIECE: Final = 4 * 1024**2
+_AT_ONCE: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 
 
 class OutFile:
@@ -20,8 +25,9 @@ class OutFile:
     def __init__(self, file: BinaryIO, start: int, *, sync: bool) -> None:
         file.flush()
         self._fd = file.fileno()
+        self.place = start
         self._done = start
-        self._buffer = bytearray()
+        self._parts: list[bytes] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="package-write")
         self._writing: Future[None] | None = None
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="package-sync") if sync else None
@@ -41,13 +47,15 @@ class OutFile:
                 self._flusher.shutdown(wait=True)
 
     @property
-    def place(self) -> int:
-        return self._done + len(self._buffer)
+    def fd(self) -> int:
+        return self._fd
 
-    def write(self, data: bytes) -> None:
-        """Append `data`. Raises what an earlier write met."""
-        self._buffer += data
-        if len(self._buffer) >= _BUFFER:
+    def write(self, *data: bytes) -> None:
+        """Append all of `data`. Raises what an earlier write met."""
+        self._parts += data
+        for each in data:
+            self.place += len(each)
+        if self.place - self._done >= _BUFFER:
             self._send()
 
     def flush(self) -> None:
@@ -67,15 +75,65 @@ class OutFile:
         if self._writing is not None:
             self._writing.result()
             self._writing = None
-        if self._buffer:
-            self._writing = self._pool.submit(write_at, self._fd, self._buffer, self._done)
-            self._done += len(self._buffer)
-            self._buffer = bytearray()
+        if self._parts:
+            self._writing = self._pool.submit(write_parts, self._fd, self._parts, self._done)
+            self._done, self._parts = self.place, []
         if self._flusher is not None and self._done - self._flushed > _FLUSH and (self._flushing is None or self._flushing.done()):
             if self._flushing is not None:
                 self._flushing.result()
             self._flushing = self._flusher.submit(os.fdatasync, self._fd)
             self._flushed = self._done
+
+
+class Move(NamedTuple):
+    """The bytes of a file from `start` to before `end`, and how far they go: forward, backward (less than 0) or not at all."""
+
+    start: int
+    end: int
+    by: int
+
+
+def shifted(fd: int, moves: Sequence[Move], tick: Callable[[int], None]) -> None:
+    """Move stretches of a file within it; given, and arriving, in rising order and apart from each other.
+
+    What goes backward is moved first, from the beginning on, then what goes forward, from the end on: so nothing is written over
+    that is still to be moved. `tick` is told the place, now and then.
+    """
+    for move in (move for move in moves if move.by < 0):
+        for place in range(move.start, move.end, _PIECE):
+            copied(fd, fd, place, min(place + _PIECE, move.end), place + move.by)
+            tick(place)
+    for move in (move for move in reversed(moves) if move.by > 0):
+        for place in reversed(range(move.start, move.end, _PIECE)):
+            copied(fd, fd, place, min(place + _PIECE, move.end), place + move.by)
+            tick(place)
+
+
+def copied(source: int, to: int, start: int, end: int, place: int) -> None:
+    """Copy bytes of one file to a place in another, or of at most one piece (4 MiB) to a place in the same one."""
+    for begin in range(start, end, _PIECE):
+        piece = _read(source, begin, min(begin + _PIECE, end))
+        write_at(to, piece, place + begin - start)
+
+
+def _read(fd: int, start: int, end: int) -> bytes:
+    piece = os.pread(fd, end - start, start)
+    while len(piece) < end - start:
+        more = os.pread(fd, end - start - len(piece), start + len(piece))
+        if not more:
+            raise OperationFailed(reason="the package became shorter while it was written")
+        piece += more
+    return piece
+
+
+def write_parts(fd: int, parts: Sequence[bytes], place: int) -> None:
+    """One after the other from `place` on, without a copy of them all."""
+    for first in range(0, len(parts), _AT_ONCE):
+        some = parts[first : first + _AT_ONCE]
+        size, count = sum(map(len, some)), os.pwritev(fd, some, place)
+        if count < size:
+            write_at(fd, b"".join(some)[count:], place + count)
+        place += size
 
 
 def write_at(fd: int, data: bytes | bytearray | memoryview, place: int) -> None:

@@ -10,7 +10,6 @@ the comment of its PAX header, which every tar passes over.
 
 from __future__ import annotations
 
-import errno
 import gc
 import hashlib
 import os
@@ -21,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
 from mothball.crash.facts import Packaged, PackageFacts
-from mothball.crash.outfile import OutFile, write_at
+from mothball.crash.outfile import Move, OutFile, shifted, write_at
 from mothball.crash.packages import CLEAR, SEALED
 from mothball.crash.packing import Binaries, Key, Packer
 from mothball.crash.scanning import scan_package, scan_ranges, unredacted
-from mothball.errors import AlreadyExists, InvalidParams, OperationFailed, Oversize
+from mothball.errors import AlreadyExists, InvalidParams, Oversize
 from mothball.package.target import check_new
 from mothball.redact.files import is_credentials
 from mothball.seal.newfile import new_file
@@ -58,8 +57,6 @@ LEARN_LIMIT: Final = 1024**2
 """Bytes of a credential file that are read for values to look for everywhere."""
 MAX_CONFIG: Final = 4 * 1024**2
 _PIECE: Final = 4 * 1024**2
-_COPY: Final = 64 * 1024**2
-_NO_COPY: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _COMMENT: Final = b"a crash report by Mothball; unpacked it is a bundle for runc"
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o644
@@ -225,16 +222,15 @@ class _Package:
             self._packer.run(() if base is None else base.entries(), name)
 
     def _patch(self, touched: list[Key]) -> None:
-        """Write some files anew, and move what follows them. What lies before the first stays where it is."""
+        """Write some files anew, and move what lies behind those that are longer or shorter now."""
         if not touched:
             return
         self._progress("again")
-        start = self._packer.files[touched[0]].start
-        with tempfile.TemporaryFile("w+b", buffering=0, dir=self._folder) as old:
-            self._copy_from(start, old.fileno())
-            self._out.truncate(start)
-            with OutFile(self._out, start, sync=self._sync) as body:
-                self._packer.patch(touched, body, old.fileno(), start)
+        with (
+            tempfile.TemporaryFile("w+b", buffering=0, dir=self._folder) as file,
+            OutFile(cast("BinaryIO", file), 0, sync=False) as spool,
+        ):
+            self._packer.patch(touched, self._out.fileno(), spool)
 
     def _progress(self, step: str) -> Tick:
         def progress(**done: Any) -> None:
@@ -249,7 +245,9 @@ class _Package:
         head = _head(data, self._config, self._room)
         self._shift = max(0, len(head) - self._room)
         if self._shift:
-            self._move(self._room, len(head))
+            fd = self._out.fileno()
+            move = Move(self._room, os.fstat(fd).st_size, self._shift)
+            shifted(fd, [move], lambda place: self._tick(step="move", bytes=place))
         write_at(self._out.fileno(), head, 0)
         return data
 
@@ -258,33 +256,6 @@ class _Package:
         if len(data) > REPORT_LIMIT:
             raise Oversize(what="the crash report", size=len(data), limit=REPORT_LIMIT)
         return data
-
-    def _move(self, start: int, to: int) -> None:
-        """Move everything from `start` on to `to`, which lies behind it: from the end, piece by piece."""
-        fd = self._out.fileno()
-        place = os.fstat(fd).st_size
-        while place > start:
-            size = min(_PIECE, place - start)
-            place -= size
-            write_at(fd, os.pread(fd, size, place), place + to - start)
-            self._tick(step="move", bytes=place)
-
-    def _copy_from(self, start: int, fd: int) -> None:
-        """Copy what is written from `start` on to the beginning of another file of the same folder."""
-        place, size = start, os.fstat(self._out.fileno()).st_size
-        while place < size:
-            try:
-                count = os.copy_file_range(self._out.fileno(), fd, min(_COPY, size - place), place, place - start)
-            except OSError as error:
-                if error.errno not in _NO_COPY:
-                    raise
-                piece = os.pread(self._out.fileno(), _PIECE, place)
-                write_at(fd, piece, place - start)
-                count = len(piece)
-            if not count:
-                raise OperationFailed(reason="the package became shorter while it was written")
-            place += count
-            self._tick(step="again", entries=0, bytes=place)
 
     def _scan(self, keys: list[Key] | None) -> list[Finding]:
         """What is found in the finished bytes: in all of them, or in the report and in the files `keys`."""

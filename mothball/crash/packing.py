@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
-from mothball.crash.content import Contents, any_secret, apart
+from mothball.crash.content import Contents, any_secret, apart, large_apart
 from mothball.crash.facts import LISTED, Binary, LeftOut, PackageFacts
-from mothball.crash.outfile import OutFile
+from mothball.crash.outfile import Move, OutFile, copied, shifted
 from mothball.crash.renaming import Renaming, leads_out
 from mothball.errors import Corrupt
 from mothball.package.rootfs import WORKSPACE_DIR, RootEntry, skeleton
@@ -41,7 +41,6 @@ _SIZING: Final = 4 * 1024**3
 _REPORT_ENTRIES: Final = 512
 _REPORT_BYTES: Final = 4 * 1024**2
 _BATCH: Final = 256
-_PIECE: Final = 4 * 1024**2
 _PADDING: Final = bytes(BLOCK)
 
 
@@ -137,32 +136,36 @@ class Packer:
             found[key] = None
         return list(found)
 
-    def patch(self, keys: list[Key], out: OutFile, old: int, offset: int) -> None:
-        """Write the files `keys` (by place) anew to `out`, and behind each what followed it; `old` has all from `offset` on."""
-        packed = sorted(self.files.items(), key=lambda item: item[1].start)
-        self._out, self._names.plain = out, False
-        place, end, moved = offset, offset + os.fstat(old).st_size, 0
-        again = set(keys)
+    def patch(self, keys: list[Key], package: int, spool: OutFile) -> None:
+        """Write the files `keys` anew into `spool`, and from there into the written `package`, whose other members make room."""
+        self._out, self._names.plain = spool, False
+        again, shift, behind = set(keys), 0, 0
+        moves: list[Move] = []
+        new: list[tuple[int, int, int]] = []
         with Contents(self._tree, None, ahead=0) as contents:
-            for key, file in packed:
+            for key, file in sorted(self.files.items(), key=lambda item: item[1].start):
                 if key not in again:
-                    if moved:
-                        self.files[key] = file._replace(start=file.start + moved, content=file.content + moved)
+                    if shift:
+                        self.files[key] = Packed(file.start + shift, file.content + shift, *file[2:])
                     continue
-                self._copy(old, place - offset, file.start - offset)
-                place = file.content + padded(file.size)
+                moves.append(Move(behind, file.start, shift))
+                behind = file.content + padded(file.size)
                 self._drop(key, file)
                 found = self._tree.locate(key[1])
                 if found is None:
                     raise Corrupt(what=f"capture {self._tree.digest}", reason="it changed while it was packaged")
+                begin, to = spool.place, file.start + shift
                 self._entry(found, contents)
-                moved = out.place - place
-            self._copy(old, place - offset, end - offset)
-
-    def _copy(self, fd: int, start: int, end: int) -> None:
-        for place in range(start, end, _PIECE):
-            self._out.write(os.pread(fd, min(_PIECE, end - place), place))
-            self._tell()
+                if (now := self.files.get(key)) is not None:
+                    self.files[key] = Packed(to + now.start - begin, to + now.content - begin, *now[2:])
+                new.append((begin, spool.place, to))
+                shift = to + spool.place - begin - behind
+        spool.flush()
+        end = os.fstat(package).st_size
+        shifted(package, [*moves, Move(behind, end, shift)], lambda place: self._progress(entries=self._entries, bytes=place))
+        for begin, stop, to in new:
+            copied(spool.fd, package, begin, stop, to)
+        os.truncate(package, end + shift)
 
     def _drop(self, key: Key, packed: Packed) -> None:
         """Forget what was said of a file of the workspace."""
@@ -265,7 +268,8 @@ class Packer:
     def _small(self, key: Key, path: bytes, head: Callable[[int], bytes], data: bytes, *, plain: bool) -> None:
         """A file that is in memory. One that is `plain` has no secret, unless it has to be looked at by itself."""
         counts = None
-        binary = not is_text(data[:_HEAD])
+        begin = data[:_HEAD]
+        binary = 0 in begin and not is_text(begin)
         single = binary or apart(key[1], data)
         if binary:
             if self._refused(key, path, len(data), lambda: (data,)):
@@ -273,17 +277,16 @@ class Packer:
         elif single or not plain:
             data, counts = self._counted(self._redactor.data, data, key[1])
             single = single or apart(key[1], data)
-        start = self._out.place
-        self._out.write(head(len(data)))
-        content = self._out.place
-        self._out.write(data)
-        self._pad(len(data))
-        self._note(key, path, Packed(start, content, len(data), binary, single, counts))
+        out, size = self._out, len(data)
+        start, member = out.place, head(size)
+        out.write(member, data, _PADDING[: -size % BLOCK])
+        self._note(key, path, Packed(start, start + len(member), size, binary, single, counts))
 
     def _large(self, key: Key, path: bytes, head: Callable[[int], bytes], size: int, pieces: Callable[[], Iterator[bytes]]) -> None:
         """A file that is never in memory as a whole."""
         counts: Counter[str] | None = None
-        binary = not is_text(next(iter(pieces()), b"")[:_HEAD])
+        begin = next(iter(pieces()), b"")[:_HEAD]
+        binary = not is_text(begin)
         if binary and self._refused(key, path, size, pieces):
             return
 
@@ -310,7 +313,8 @@ class Packer:
         self._pad(written)
         if written != size:
             self._out.rewrite(start, head(written))
-        self._note(key, path, Packed(start, content, written, binary, True, counts))
+        single = binary or large_apart(key[1], written, begin)
+        self._note(key, path, Packed(start, content, written, binary, single, counts))
 
     def _refused(self, key: Key, path: bytes, size: int, pieces: Callable[[], Iterable[bytes]]) -> bool:
         """True when a binary file is left out: it is packaged as it is or not at all."""

@@ -79,6 +79,20 @@ def _time(seconds: int, nanoseconds: int) -> bytes:
     return (b"-" if total < 0 else b"") + (text.rstrip(b"0") if rest else text)
 
 
+@lru_cache(maxsize=64)
+def _pax(size: int) -> bytes:
+    """The header of the `size` bytes of records that precede a member."""
+    return _block(b"PaxHeaders/0", b"", b"x", b"", 0o644, 0, 0, size, 0)
+
+
+def _precise(seconds: int, nanoseconds: int) -> bytes:
+    """What precedes a member of whose time nothing else but the nanoseconds needs telling: most members of an exported tar."""
+    record = b"%d mtime=%b\n"
+    time = (b"%d.%09d" % (seconds, nanoseconds)).rstrip(b"0")
+    size = len(time) + len(b"00 mtime=\n")  # always two digits: a time has 3 to 22 characters
+    return _pax(size) + (record % (size, time)).ljust(BLOCK, b"\0")
+
+
 def header(
     path: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, link: bytes = b"", nanoseconds: int = 0
 ) -> bytes:
@@ -88,9 +102,14 @@ def header(
     down, `nanoseconds` what was rounded away (0 to leave it so).
     """
     split = _split(path)
+    ordinary = 0 <= mtime <= _OCTAL_11 and len(link) <= _NAME and size <= _OCTAL_11 and uid <= _OCTAL_7 and gid <= _OCTAL_7
+    if split and ordinary:
+        block = _block(split[1], split[0], kind, link, mode, uid, gid, size, mtime)
+        if not nanoseconds:
+            return block
+        if path.isascii() and link.isascii():
+            return _precise(mtime, nanoseconds) + block
     plain = 0 <= mtime <= _OCTAL_11 and not nanoseconds
-    if split and plain and len(link) <= _NAME and size <= _OCTAL_11 and uid <= _OCTAL_7 and gid <= _OCTAL_7:
-        return _block(split[1], split[0], kind, link, mode, uid, gid, size, mtime)
     records: list[bytes] = []
     if not (_is_utf8(path) and _is_utf8(link)):
         records.append(_record(b"hdrcharset", b"BINARY"))
@@ -110,7 +129,7 @@ def header(
     prefix, name = split or (b"", path[:_NAME])
     return b"".join(
         (
-            _block(b"PaxHeaders/0", b"", b"x", b"", 0o644, 0, 0, len(body), 0),
+            _pax(len(body)),
             body.ljust(padded(len(body)), b"\0"),
             _block(
                 name, prefix, kind, link[:_NAME], mode, min(uid, _OCTAL_7), min(gid, _OCTAL_7),
