@@ -99,6 +99,13 @@ def utf16(head: bytes) -> str | None:
     return "big" if head[:2] == _BIG else None
 
 
+_ORDINARY = (CODE, "")
+_PROGRAMS = tuple(
+    b".js .ts .map .mjs .cjs .mts .cts .tsx .jsx .flow .py .pyi .pyc .go .rs .java .c .h .cc .cpp .hpp .css .scss .md .png".split()
+)
+"""Names that end so are ordinary, and most of a tree's do: nothing else has to be looked up for them."""
+
+
 @lru_cache(maxsize=8192)
 def _of_base(base: bytes) -> tuple[int, str]:
     base = base.lower()
@@ -115,6 +122,8 @@ def _of_base(base: bytes) -> tuple[int, str]:
 def judged_as(name: bytes) -> tuple[int, str]:
     """For a file's name or path: its level (`CODE` to `PROSE`), and its form (`mothball.redact.formats`) when it has one."""
     folder, _, base = name.rpartition(b"/")
+    if base.endswith(_PROGRAMS) and base[:1] != b".":
+        return _ORDINARY
     if base in _TOOLS and _TOOLS[base] in b"/" + folder + b"/":
         return CREDENTIALS, "bundle" if folder.endswith(b".bundle") else ""
     return _of_base(base)
