@@ -111,15 +111,16 @@ class _Top:
         self.foreign: list[str] = []
         self.signs: set[str] = set()
         flat = FLAT.match
-        for name in _listed(fd):
-            if flat(name):
-                self.flat += 1
-                self.names += 1
-            elif name.startswith(ASIDE):
-                self.inside = True
-            else:
-                self.names += 1
-                self._other(name)
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if flat(name := entry.name):
+                    self.flat += 1
+                elif name.startswith(ASIDE):
+                    self.inside = True
+                else:
+                    self.names += 1
+                    self._other(name)
+        self.names += self.flat
 
     def _other(self, name: str) -> None:
         if BLOBINFO.match(name) or BESIDE_BLOBINFO.match(name):

@@ -6,10 +6,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
-from itertools import filterfalse, islice
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from mothball.ocicache.scan import BLOCK
 from mothball.ocicache.system import open_folder
@@ -28,7 +27,13 @@ Note = Callable[[str, str], None]
 """Told of what stayed: its path and why."""
 
 
-Spare = tuple[str, Callable[[int, os.DirEntry[str]], bool]]
+class Spare(NamedTuple):
+    """What may have to stay of the folder `folder` (below the one that is emptied): a file whose name `plain` matches never does;
+    about anything else `back` is asked, and True means that it is elsewhere by now."""
+
+    folder: str
+    plain: Callable[[str], object]
+    back: Callable[[int, os.DirEntry[str]], bool]
 
 
 class Tally:
@@ -40,10 +45,7 @@ class Tally:
 
 
 def remove_content(fd: int, tick: Tick, note: Note, spare: Spare | None = None) -> Tally:
-    """Delete everything in the folder `fd`, never beyond its file system; what cannot be deleted is noted and stays.
-
-    `spare` is asked about each entry of the folder whose path below `fd` it names first, and True means that it is gone already.
-    """
+    """Delete everything in the folder `fd`, never beyond its file system; what cannot be deleted is noted and stays."""
     work = _Removal(fd, tick, note, spare)
     work.empty(fd, "", 0)
     while work.deep and work.moved:
@@ -89,8 +91,7 @@ class _Removal:
         self._device = os.fstat(fd).st_dev
         self._tick = tick
         self._note = note
-        self._spared = spare[0] if spare is not None else ""
-        self._spare = spare[1] if spare is not None else None
+        self._spare = spare
         self.tally = Tally()
         self.deep = 0
         self.moved = False
@@ -104,13 +105,23 @@ class _Removal:
                 left: Iterator[os.DirEntry[str]] = listed
                 if stayed:
                     left = (each for each in listed if each.name not in stayed)
-                if self._spare is not None and path.rstrip("/") == self._spared:
-                    left = filterfalse(partial(self._spare, fd), left)
-                while chunk := [(each.inode(), each.name, each.is_dir(follow_symlinks=False)) for each in islice(left, _CHUNK)]:
-                    went |= self._some(fd, chunk, path, depth, stayed)
+                while entries := list(islice(left, _CHUNK)):
+                    went |= self._some(fd, self._going(fd, entries, path), path, depth, stayed)
             # Once more: a pull may still write into it, and not every file system lists well while names go.
             if not went:
                 return not stayed
+
+    def _going(self, fd: int, entries: list[os.DirEntry[str]], path: str) -> list[tuple[int, str, bool]]:
+        """(inode, name, is a folder) of those that go."""
+        spare = self._spare
+        if spare is None or path.rstrip("/") != spare.folder:
+            return [(each.inode(), each.name, each.is_dir(follow_symlinks=False)) for each in entries]
+        plain, back = spare.plain, spare.back
+        return [
+            (each.inode(), each.name, each.is_dir(follow_symlinks=False))
+            for each in entries
+            if (plain(each.name) and each.is_file(follow_symlinks=False)) or not back(fd, each)
+        ]
 
     def _some(self, fd: int, chunk: list[tuple[int, str, bool]], path: str, depth: int, stayed: set[str]) -> bool:
         """By inode, which is how they lie on the disk. True when one went."""

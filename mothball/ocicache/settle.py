@@ -103,7 +103,14 @@ def finish_whole(place: Place, each: Aside, state: State, result: PruneResult, t
     pool = _pool(place, state.folder)
     try:
         why = stays(state)
-        if why is None or pool is None:
+        if why is None:
+            return _remove(each, (NEW, OLD), result.problem, tick)
+        if pool is None:
+            if _measure(each, (NEW, OLD), tick).files:
+                result.problem(
+                    each.name, f"what was to stay of {place.path!r} lies in it, and the cache is not there to take it back"
+                )
+                return Tally()
             return _remove(each, (NEW, OLD), result.problem, tick)
         back = GoingBack(pool, why, result)
         for name in (NEW, OLD):
@@ -115,7 +122,8 @@ def finish_whole(place: Place, each: Aside, state: State, result: PruneResult, t
                 finally:
                     os.close(fd)
         # What is no blob goes back as it is met: to look for it first would take as long as half of the deletion.
-        return _remove(each, (NEW, OLD), result.problem, tick, (state.folder, back))
+        plain = pattern(Kind(state.kind)).match
+        return _remove(each, (NEW, OLD), result.problem, tick, Spare(state.folder, plain, back))
     finally:
         if pool is not None:
             os.close(pool)
