@@ -45,6 +45,9 @@ _SHAPE = (
 _TELLS = re.compile(rb"[0-9A-Za-z\x80-\xff]")
 """What a part of a secret has: between two pseudonyms, quotes and backslashes of a text that was escaped once more are none."""
 _SWALLOWS = 16
+_VARIABLE = b"${"
+_SHORT_NAME = re.compile(rb'"\w{1,2}":\Z')
+_COMMON_BEGIN = (b"$", b'"')
 _LONG = 128
 _LONGEST_PSEUDONYM = 64
 _LOOKAHEAD = 320
@@ -61,7 +64,8 @@ class Scanner:
         for rank, rule in enumerate(rules.builtin):
             for keyword in rule.keywords:
                 self._by_keyword.setdefault(keyword, []).append((rank, rule, compiled(rule.pattern)))
-        marks = b"|".join(escaped(word) for word in sorted({*self._by_keyword, *KEY_MARKS}, key=lambda w: (-len(w), w)))
+        words = sorted({*self._by_keyword, *KEY_MARKS}, key=lambda w: (-len(w), w))
+        marks = b"|".join(escaped(word) + _behind(word) for word in words)
         self._places = marks + b"|" + _SHAPE % {b"words": WORDS}
         self.finder = compiled(self._places, spans_only=True)
         self._own = [(_OWN_RANK + n, rule, compiled(rule.pattern)) for n, rule in enumerate(rules.own)]
@@ -148,8 +152,19 @@ class Scanner:
         wall = self._walls.match(data, begin, min(len(data), begin + _LONGEST_PSEUDONYM))
         return place if wall is None else max(place, wall.end())
 
-    def rules_at(self, keyword: bytes) -> list[tuple[int, Rule, Any]]:
-        return self._by_keyword.get(keyword, [])
+    def rules_at(self, found: bytes) -> list[tuple[int, Rule, Any]]:
+        """The rules to try where `found` stands: a keyword, or one of those that stand everywhere with what is behind it."""
+        rules = self._by_keyword.get(found)
+        if rules is None and found[:1] in _COMMON_BEGIN:
+            rules = self._by_keyword.get(found[:2] if found[:2] == _VARIABLE else found[: found.find(b":") + 1])
+        return rules or []
+
+
+def _behind(keyword: bytes) -> bytes:
+    """What has to follow a keyword that stands everywhere: every hit costs as much as some kilobytes without one."""
+    if keyword == _VARIABLE:
+        return rb"[\w.]{0,64}:"
+    return rb'\s{0,64}"[0-9A-Za-z_-]{40}' if _SHORT_NAME.match(keyword) else b""
 
 
 @lru_cache(maxsize=8)
@@ -193,7 +208,7 @@ class _Finding:
     def at(self, start: int, end: int) -> None:
         """A keyword stands from `start` to `end`: try what can begin there, and within it when it is long."""
         self._try(start, end)
-        if end - start <= _SWALLOWS:
+        if end - start <= _SWALLOWS and self.data[start : start + 1] not in _COMMON_BEGIN:
             return
         place, limit = start + 1, min(self.hi, end + _LOOKAHEAD)
         while (hit := next(places(self.scanner.finder, self.data, place, limit), None)) is not None and hit[0] < end:
