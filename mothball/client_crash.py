@@ -186,6 +186,17 @@ class CrashCalls(Connected):
         """Ask to delete a report: its package at once, the report and its capture by way of the trash."""
         return self._host_job(DELETE_TASK, self.registry.crashes.get(report), {"by": by})
 
+    def crash_forget(self, report: str, *, by: str = "") -> Crash:
+        """Forget the record of a report whose host is gone for good, and with it the files. Should the host come back, so do they.
+
+        Raises `InvalidParams` while the host is online: `crash_delete` deletes what it has.
+        """
+        record = self.registry.crashes.get(report)
+        if any(each.host == record.host and each.online for each in self.registry.hosts.list()):
+            raise errors.InvalidParams(f"host {record.host!r} is online: delete crash report {record.id} there, without --forget")
+        self.registry.crashes.drop(record.id, reason="host forgotten", by=by)
+        return record
+
     def crash_keep(self, report: str, keep: bool = True, *, by: str = "") -> Crash:
         """Protect a report from retention, or end that. Raises `NotFound`."""
         return self.registry.crashes.mark(self.registry.crashes.get(report).id, keep, by)

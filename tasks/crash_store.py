@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -53,7 +54,7 @@ def package_report(ctx: JobContext, args: CrashPackageArgs) -> Outcome:
     from mothball.redact import redactor_for
 
     record = _here(ctx, patiently(lambda: ctx.registry.crashes.get(args.report)))
-    if record.path:
+    if record.path and Path(record.path).is_file():
         return Outcome(result=_packaged(record, made=False))
 
     def tick(*, step: str = "pack", **counts: Any) -> None:
@@ -101,8 +102,11 @@ def retain_reports(ctx: JobContext, args: CrashRetainArgs) -> Outcome:
     name="maintenance.crash_retain", every=lambda settings: settings.crash_retain_seconds, soft_time_limit=45, time_limit=60
 )
 def retain_all(here: Services) -> dict[str, Any]:
-    """Ask every host that is online to apply retention to its crash reports."""
-    return ask_hosts(here, RETAIN_TASK, {"dry_run": False}, RETAIN_LANE)
+    """Ask every host that is online to apply retention to its crash reports; forget the old ones of hosts that nobody knows."""
+    from mothball.crash.retention import forget_hosts
+
+    asked = ask_hosts(here, RETAIN_TASK, {"dry_run": False}, RETAIN_LANE)
+    return {**asked, "forgotten": forget_hosts(here.registry, here.settings)}
 
 
 def load(store: Store, record: Crash) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
@@ -191,7 +191,7 @@ def fetch(
                 f"crash report {record.id} is on host {record.host!r}{where}; run this command there, or copy the file from there",
                 host=record.host,
             )
-        if record.path and not exclude_binaries and base is None:
+        if record.path and not exclude_binaries and base is None and not _removed(record):
             sha256, size, files = *_copied(record, to, fleet.settings.store_dir), record.files
         else:
             made = _package_to(fleet, record, to, binaries="exclude" if exclude_binaries else "include", base=base, hidden=json)
@@ -203,6 +203,14 @@ def fetch(
         line(f"{human_bytes(size)}, {files:,} files; unpacked, it is a bundle: `mothball bundle run` starts it with runc")
 
 
+def _opened(record: Crash) -> BinaryIO:
+    try:
+        return Path(record.path).open("rb")
+    except OSError as error:
+        reason = f"the package of {record.id} cannot be read at {record.path}: {error.strerror or error}"
+        raise errors.NotFound(reason, what="package", id=record.id) from None
+
+
 def _copied(record: Crash, to: Path, store: Path) -> tuple[str, int]:
     """Copy the package as it is, and refuse one that is not what was written."""
     import hashlib
@@ -210,9 +218,7 @@ def _copied(record: Crash, to: Path, store: Path) -> tuple[str, int]:
     from mothball.package.target import new_file
 
     sha, size = hashlib.sha256(), 0
-    if not os.access(record.path, os.R_OK):
-        raise errors.NotFound(f"the package of {record.id} cannot be read at {record.path}", what="package", id=record.id)
-    with Path(record.path).open("rb") as source, new_file(to, store) as out:
+    with _opened(record) as source, new_file(to, store) as out:
         os.fchmod(out.fileno(), 0o600)
         while piece := source.read(_PIECE):
             sha.update(piece)
@@ -221,6 +227,14 @@ def _copied(record: Crash, to: Path, store: Path) -> tuple[str, int]:
         if sha.hexdigest() != record.sha256:
             raise errors.Corrupt(what=f"the package {record.path}", reason=f"its sha256 is {sha.hexdigest()}, not {record.sha256}")
     return sha.hexdigest(), size
+
+
+def _removed(record: Crash) -> bool:
+    """Somebody removed the package by hand: the report and its capture are still there to make it again."""
+    gone = not os.path.lexists(record.path)
+    if gone:
+        note(f"note: {record.path} is gone; its package is made again")
+    return gone
 
 
 def _package_to(
@@ -239,10 +253,29 @@ def _package_to(
         )  # fmt: skip
 
 
-def delete(report: Report, *, no_wait: NoWait = False, timeout: Timeout = None, json: JsonFlag = False) -> None:
+def delete(
+    report: Report,
+    *,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Its host is gone for good: forget the record only.", show_default=False)
+    ] = False,
+    no_wait: NoWait = False,
+    timeout: Timeout = None,
+    json: JsonFlag = False,
+) -> None:
     """Delete a report: its package at once; its capture, when nothing else needs it, by way of the trash."""
     with open_fleet() as fleet:
-        handle = fleet.crash_delete(report, by=who(""))
+        if forget:
+            record = fleet.crash_forget(report, by=who(""))
+            if json:
+                emit_json({"job": None, "result": {"report": record.id, "deleted": True, "bytes": 0}})
+            else:
+                line(escape(f"{record.id}: forgotten; what host {record.host} has of it was not touched"))
+            return
+        try:
+            handle = fleet.crash_delete(report, by=who(""))
+        except errors.HostOffline as error:
+            raise errors.HostOffline(f"{error.message}; when it is gone for good, --forget", **error.fields) from None
         result = finished(handle, f"delete {printable(report)}", no_wait=no_wait, timeout=timeout, json=json)
     if result is None:
         return

@@ -16,7 +16,7 @@ from mothball.crash.keep import choose
 from mothball.crash.packages import PackageFile, list_packages, remove_package
 from mothball.errors import Corrupt, InvalidParams, MothballError, NotFound, OperationFailed
 from mothball.store import Ref, Store
-from mothball.store.artifact import forget_report, is_crash, load_report, subject_of
+from mothball.store.artifact import forget_report, is_crash, load_report, note_keep, subject_of
 from mothball.store.snapshots import whole
 from mothball.store.view import StoreView
 
@@ -129,14 +129,13 @@ def heal(
         if record.deleting:
             _take(store, registry, settings, record, "deleted", out, dry_run=dry_run)
         elif record.id not in refs and record.id not in files:
-            if store.refs(record.workspace).find(record.id) is None:  # not one that came while this read
-                _note(out.lost, record.id)
-                if not dry_run:
-                    registry.crashes.drop(record.id, reason="lost", by="retention")
+            _lost(store, registry, record, out, dry_run=dry_run)
         elif record.path and record.id not in files:
             _note(out.without_package, record.id)
             if not dry_run:
                 registry.crashes.packaged(record.id, path="", sha256="", bytes=0, files=record.files, sealed=False)
+        if not dry_run and record.id in refs and (refs[record.id][1].get("keep") == "1") != record.keep:
+            _keep(store, record, out)
     old = (settings.capture_time_limit + settings.transfer_time_limit) * 1000
     for id, (workspace, ref) in refs.items():  # noqa: A001
         if id not in records and now - whole(ref.get("at")) > old:
@@ -147,6 +146,47 @@ def heal(
             _note(out.orphans, id)
             if not dry_run:
                 remove_package(settings.crash_dir, id)
+
+
+def _lost(store: Store, registry: Registry, record: Crash, out: Retained, *, dry_run: bool) -> None:
+    """Forget a record whose report and package are gone, unless the report came while this read, or nobody can say."""
+    try:
+        if store.refs(record.workspace).find(record.id) is not None:
+            return
+    except (MothballError, OSError) as error:
+        _note(out.failed, Note(record.id, str(error)[:300]))
+        return
+    _note(out.lost, record.id)
+    if not dry_run:
+        registry.crashes.drop(record.id, reason="lost", by="retention")
+
+
+def _keep(store: Store, record: Crash, out: Retained) -> None:
+    """That a report is kept is known to its files too: a registry may be lost."""
+    try:
+        note_keep(store, record.workspace, record.id, keep=record.keep)
+    except (MothballError, OSError) as error:
+        _note(out.failed, Note(record.id, str(error)[:300]))
+
+
+def forget_hosts(registry: Registry, settings: Settings) -> int:
+    """Forget the reports of hosts that nobody knows any more when they are older than retention keeps them; how many.
+
+    Nobody else can: their files are where nobody looks. Should such a host come back, its own retention finds them again.
+    """
+    if not settings.crash_keep_seconds:
+        return 0
+    before = registry.time_ms() - settings.crash_keep_seconds * 1000
+    known: dict[str, bool] = {}
+    gone = 0
+    for record in registry.crashes.list(limit=_ALL):
+        if record.keep or not 0 < record.at < before:
+            continue
+        if record.host not in known:
+            known[record.host] = registry.hosts.known(record.host)
+        if not known[record.host]:
+            gone += registry.crashes.drop(record.id, reason="host forgotten", by="retention")
+    return gone
 
 
 def _refs(store: Store, out: Retained) -> Iterator[tuple[str, Ref]]:
@@ -190,6 +230,7 @@ def record_of(store: Store, host: str, workspace: str, ref: Ref, package: Packag
         id=ref.name, workspace=workspace, repo=told.workspace.repo, number=told.workspace.number, host=host, at=told.at,
         signature=told.error.signature, title=told.error.title[:200], digest=subject_of(store, ref.digest).digest,
         generation=told.capture.generation, artifact=ref.digest, source=told.capture.source, path=package.path if package else "",
+        keep=ref.get("keep") == "1",
         sha256=sha256, bytes=size, files=told.capture.files, sealed=bool(package and package.sealed), by="",
     )  # fmt: skip
 

@@ -149,8 +149,8 @@ class Crashes:
         """The report on which this failure would be counted now; None when it would get one of its own."""
         with self._connection.guard() as client:
             found = client.get(self._key("crash", "sig", _signature(signature), _scope(scope)))
-            first = client.hget(self._key("crash", found), "first_at") if found else None
-            if first is None:
+            first, going = client.hmget(self._key("crash", found), "first_at", "deleting") if found else (None, None)
+            if first is None or going == "1":
                 return None
             seconds, micros = client.time()
         return str(found) if int(seconds) * 1000 + int(micros) // 1000 - int(first) < self._window else None
@@ -252,7 +252,7 @@ class Crashes:
         occurrence = _occurrence({"workspace": record.workspace, "at": record.at, "digest": record.digest, "job": ""})
         answer = self._scripts.run(
             "crash_adopt", crash_id(record.id), keys.workspace_id(record.workspace), record.repo or "", check_host(record.host),
-            record.at, occurrence, "signature", record.signature, *_fields(record),
+            record.at, occurrence, "signature", record.signature, "keep", "1" if record.keep else "0", *_fields(record),
         )  # fmt: skip
         return bool(answer)
 

@@ -180,6 +180,31 @@ def forget_report(
     return bool(gone)
 
 
+def note_keep(store: Store, workspace: str, id: str, *, keep: bool) -> bool:  # noqa: A002
+    """Say in the ref of the crash report `id` that retention is to leave it alone, or that no more; True when that was new.
+
+    The registry knows it first; what is said here outlives it. Raises `Corrupt`, `NoSpace`.
+    """
+    changed = False
+
+    def change(before: list[Ref]) -> list[Ref]:
+        nonlocal changed
+        out: list[Ref] = []
+        for ref in before:
+            if ref.name == id and (ref.get("keep") == "1") != keep:
+                said = {**ref.annotations, PREFIX + "keep": "1"} if keep else dict(ref.annotations)
+                if not keep:
+                    said.pop(PREFIX + "keep", None)
+                out.append(msgspec.structs.replace(ref, annotations=said))
+                changed = True
+            else:
+                out.append(ref)
+        return out
+
+    store.refs(workspace).replace(change)
+    return changed
+
+
 def find_report(store: Store, workspace: str, id: str) -> Ref:  # noqa: A002
     """The ref of the crash report `id`; `NotFound`."""
     ref = store.refs(workspace).find(check_crash_name(id))

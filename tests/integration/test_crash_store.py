@@ -191,6 +191,23 @@ def test_a_report_that_only_the_store_knows_has_its_record_again(here: Crashing)
     assert retention.retain(here.store, here.registry, here.settings, dry_run=False).found == []
 
 
+def test_b58_a_report_that_is_kept_stays_so_when_redis_is_lost(make_here: Callable[..., Crashing]) -> None:
+    here = make_here(crash_keep_seconds=86_400)
+    mine, other = here.file("boom")["id"], here.file("bang")["id"]
+    here.fleet.crash_keep(mine)
+    retain(here)
+    for report in (mine, other):
+        here.registry.crashes.drop(report)
+    now = here.registry.time_ms
+    here.registry.time_ms = lambda: now() + WEEK  # type: ignore[method-assign]
+    assert sorted(retention.retain(here.store, here.registry, here.settings, dry_run=False).found) == sorted([mine, other])
+    assert [each.id for each in here.registry.crashes.list()] == [mine]
+    assert here.crash(mine).keep
+    here.fleet.crash_keep(mine, False)
+    retention.retain(here.store, here.registry, here.settings, dry_run=False)
+    gone(here, mine)
+
+
 def test_a_report_that_was_undeleted_is_listed_again(here: Crashing) -> None:
     report = here.file("boom")["id"]
     here.run("crash.delete", host=here.settings.host, report=report)
@@ -211,6 +228,20 @@ def test_a_package_that_was_removed_by_hand_is_noted_and_can_be_made_again(here:
     made = here.run("crash.package", host=here.settings.host, report=result["id"])
     assert (made["made"], made["path"], made["files"]) == (True, result["path"], 2)
     assert here.crash(result["id"]).sha256 == hashlib.sha256(Path(made["path"]).read_bytes()).hexdigest() == made["sha256"]
+
+
+def test_a_package_that_was_removed_by_hand_is_made_again_before_anybody_noted_it(
+    here: Crashing, cli: Callable[..., Answer], tmp_path: Path
+) -> None:
+    result = here.file("boom")
+    Path(result["path"]).unlink()
+    answer = cli("crash-reports", "fetch", result["id"], "--to", str(tmp_path / "x.tar"))
+    assert answer.code == 0, answer.err
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert "rootfs/workspace/a.txt" in tar.getnames()
+    made = here.run("crash.package", host=here.settings.host, report=result["id"])
+    assert made["made"]
+    assert here.crash(result["id"]).sha256 == hashlib.sha256(Path(made["path"]).read_bytes()).hexdigest()
 
 
 def test_records_without_report_and_package_go_but_not_when_the_disk_is_not_mounted(here: Crashing) -> None:
@@ -255,6 +286,50 @@ def test_an_index_that_cannot_be_read_costs_only_its_own(here: Crashing) -> None
     assert here.crash(bad["id"]).path
 
 
+def test_an_index_that_cannot_be_read_forgets_no_report_without_package(here: Crashing) -> None:
+    here.add("o/r#2", here.folder.parent / "two")
+    bad = here.file("boom", workspace="o/r#2", package=False)
+    good = here.file("bang")
+    Path(good["path"]).unlink()
+    (here.store.refs("o/r#2").folder / "index.json").write_bytes(b"{")
+    done = retain(here)
+    assert done["lost"] == []
+    assert done["without_package"] == [good["id"]]
+    assert 1 <= len(done["failed"]) <= 2
+    assert here.crash(bad["id"]).id == bad["id"]
+
+
+def test_the_records_of_a_host_that_was_forgotten_go_by_age_or_by_hand(
+    make_here: Callable[..., Crashing], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tasks.crash_store import retain_all
+    from tasks.services import current
+
+    here = make_here(crash_keep_seconds=86_400)
+    old, young, kept = (here.file(text)["id"] for text in ("boom", "bang", "bust"))
+    here.fleet.crash_keep(kept)
+    older(here, old, 2 * DAY)
+    older(here, kept, 2 * DAY)
+    client, space = here.registry._connection.client, here.settings.namespace
+    for report in (old, young, kept):
+        client.hset(f"{space}:crash:{report}", "host", "burnt")
+        client.zrem(f"{space}:crash:host:{here.settings.host}", report)
+        client.zadd(f"{space}:crash:host:burnt", {report: here.crash(report).at})
+    assert retain_all(current())["forgotten"] == 1
+    assert sorted(each.id for each in here.registry.crashes.list()) == sorted([young, kept])
+    cli = beside_jobs(here.settings, monkeypatch, capsys)
+    answer = cli("crash-reports", "delete", young)
+    assert answer.code == 69
+    assert "--forget" in answer.err
+    answer = cli("crash-reports", "delete", young, "--forget", "--json")
+    assert (answer.code, json.loads(answer.out)["result"]["deleted"]) == (0, True)
+    assert [each.id for each in here.registry.crashes.list()] == [kept]
+    mine = here.file("mine")["id"]
+    answer = cli("crash-reports", "delete", mine, "--forget")
+    assert answer.code != 0
+    assert here.crash(mine).id == mine, "its host is there: that one deletes it"
+
+
 def test_the_capture_of_a_report_outlives_its_workspace(here: Crashing) -> None:
     result = here.file("boom")
     here.fleet.release(ID)
@@ -271,8 +346,8 @@ def test_the_sweep_asks_every_host_that_is_online_once(here: Crashing) -> None:
     from tasks.crash_store import RETAIN_TASK, retain_all
     from tasks.services import current
 
-    assert retain_all(current()) == {"asked": 1, "joined": 0, "failed": 0}
-    assert retain_all(current()) == {"asked": 0, "joined": 1, "failed": 0}
+    assert retain_all(current()) == {"asked": 1, "joined": 0, "failed": 0, "forgotten": 0}
+    assert retain_all(current()) == {"asked": 0, "joined": 1, "failed": 0, "forgotten": 0}
     [job] = [job for job in here.registry.jobs.list() if job.task == RETAIN_TASK]
     assert job.args == {"host": here.settings.host, "dry_run": False}
 

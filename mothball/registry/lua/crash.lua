@@ -31,8 +31,10 @@ end
 -- The report on which a failure of this signature is counted now; nil when it needs one of its own.
 local function crash_same(sig, window)
   local id = window > 0 and redis.call('GET', sig)
-  local first = id and redis.call('HGET', crash_key(id), 'first_at')
-  if first and NOW - tonumber(first) < window then
+  local v = id and redis.call('HMGET', crash_key(id), 'first_at', 'deleting') or {}
+  local first = v[1]
+  -- One that is being deleted takes nothing any more: what is counted on it would go with it.
+  if first and v[2] ~= '1' and NOW - tonumber(first) < window then
     return id
   end
   return nil

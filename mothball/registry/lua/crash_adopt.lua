@@ -11,7 +11,7 @@ if redis.call('EXISTS', record) == 1 then
   return 0
 end
 redis.call('HSET', record, 'id', id, 'workspace', ws, 'repo', repo, 'host', host, 'at', at, 'count', '1', 'first_at', at,
-  'last_at', at, 'occurrences', '[' .. arg(6) .. ']', 'keep', '0', unpack(ARGV, 12))
+  'last_at', at, 'occurrences', '[' .. arg(6) .. ']', unpack(ARGV, 12))
 crash_index(id, ws, repo, host, at)
 event('crash.found', 'report', id, 'workspace', ws, 'host', host)
 return 1

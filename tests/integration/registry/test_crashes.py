@@ -163,6 +163,19 @@ def test_of_two_same_failures_at_once_the_second_is_counted_and_told_which_repor
     assert bench.counter("crash_reports") == bench.counter("crash_repeats") == 1
 
 
+def test_a_failure_is_not_counted_on_a_report_that_is_being_deleted(bench: Bench) -> None:
+    bench.workspace()
+    first = filed(bench)
+    bench.registry.crashes.deleting(first.id)
+    assert bench.registry.crashes.same(SCOPE, SIG) is None
+    filing = Filing(bench)
+    assert filing.again() is None
+    made, new = filing.add(named("bbbbbbbb"))
+    assert new
+    bench.registry.crashes.drop(first.id)
+    assert bench.registry.crashes.same(SCOPE, SIG) == made.id
+
+
 def test_only_the_newest_occurrences_are_named_and_all_are_counted(bench: Bench) -> None:
     bench.workspace()
     first = filed(bench)
