@@ -18,7 +18,7 @@ TEST_PROCESSES ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 # What the acceptance tests and the benchmark call. The fleet itself needs none of it.
 SYSTEM_PACKAGES := redis-server runc podman busybox-static skopeo buildah umoci docker-registry restic borgbackup zstd openssl age git
 
-.PHONY: help install demo test test-fast lint bench-capture bench-restore bench-collect bench-registry bench-redact bench-crash system-deps constraints hooks clean
+.PHONY: help install demo test test-fast lint bench-capture bench-restore bench-collect bench-prune bench-registry bench-redact bench-crash system-deps constraints hooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench-restore: $(INSTALLED) ## restore beside tar, borg and restic; list, compar
 
 bench-collect: $(INSTALLED) ## collection beside rm -r, and its memory with a million blobs
 	$(BIN)/python -m benchmarks.collect
+
+bench-prune: $(INSTALLED) ## pruning a pull cache beside rm -rf and find, and its memory with a million blobs
+	$(BIN)/python -m benchmarks.prune
 
 bench-registry: $(INSTALLED) ## the registry from a thousand to a million records, and what a sweep costs among them
 	$(BIN)/python -m benchmarks.registry

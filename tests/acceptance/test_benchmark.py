@@ -73,6 +73,20 @@ def test_the_benchmark_of_the_registry_sweeps_what_is_due_and_writes_the_curve(t
     assert all(bar["value"] > 0 for bar in found["bars"])
 
 
+def test_the_benchmark_of_pruning_removes_what_it_made_and_judges_it(tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.prune", "--blobs", "300", "--large", "3000", "--rounds", "2"]
+    done = subprocess.run([*command, "--work", str(work), "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(work.iterdir())
+    found = json.loads(out.read_text())
+    taken = {what: len(values) for what, values in found["samples"].items()}
+    assert taken == {"prune": 2, "rm": 2, "back_ms": 2, "scan": 4, "find": 4}
+    assert all(value > 0 for value in found["medians"].values())
+    assert [bar["limit"] for bar in found["bars"]] == [50.0, 1.3, 3.0, 32.0]
+    assert found["bars"][0]["met"]
+
+
 def test_the_benchmark_of_crash_reports_files_both_kinds_and_judges_them(tmp_path: Path) -> None:
     tree, out, work = tmp_path / "tree", tmp_path / "out.json", tmp_path / "work"
     for number in range(60):

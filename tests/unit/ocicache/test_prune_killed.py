@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -169,3 +170,21 @@ def test_n06_a_cache_lost_between_two_renames_is_back_with_the_next_run_of_any_k
         assert killed_before(number, lambda: yard.prune(everything=True))
     assert yard.prune(OLD).blobs_freed == 0
     assert (yard.path.stat().st_mode & 0o777, names(yard.path), asides(yard.home)) == (0o750, set(), [])
+
+
+def test_n06_what_is_kept_is_not_deleted_with_a_whole_cache_whose_place_is_gone(yard: CacheYard) -> None:
+    """Killed after the exchange, and then somebody removed the empty cache: what was to stay has nowhere to go back to."""
+    number = 0
+    kept = ""
+    while not kept or not asides(yard.home) or names(yard.path):
+        prepared(yard, "flat")
+        kept = max(names(yard.path))
+        policy = CachePolicy(keep=(kept[7:],))
+        assert killed_before(number, partial(yard.prune, policy, everything=True))
+        number += 1
+    yard.path.rmdir()
+    found = yard.prune(policy)
+    assert [each.path for each in found.errors] == asides(yard.home)
+    yard.path.mkdir()
+    found = yard.prune(policy)
+    assert (found.leaked_asides, found.errors, names(yard.path), asides(yard.home)) == (1, [], {kept}, [])
