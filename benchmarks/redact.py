@@ -152,7 +152,11 @@ def _secret(canary: bytes) -> bytes:
 def _alternation() -> bytes:
     """The shapes of all rules for Python's ``re``, and names with a value beside them."""
     shapes = [
-        b"(?i:" + rule.pattern[4:] + b")" if rule.pattern.startswith(b"(?i)") else b"(?:" + rule.pattern + b")" for rule in RULES
+        (b"(?i:" + rule.pattern[4:] + b")" if rule.pattern.startswith(b"(?i)") else b"(?:" + rule.pattern + b")").replace(
+            rb"\z", rb"\Z"
+        )
+        for rule in RULES
+        if rule.name not in ("password", "secret", "netrc")  # those of whole lines: `re` goes back and forth in them for minutes
     ]
     beside = rb"(?i:" + WORDS + rb")[\w.-]*[\"']?\s*[:=]\s*[\"']?[^\s\"']{6,}"
     return b"|".join([*shapes, rb"://[^\s/:@]*:[^\s/@]+@", rb"-----BEGIN [A-Z ]*PRIVATE KEY", beside])
