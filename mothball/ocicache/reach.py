@@ -10,8 +10,11 @@ import hashlib
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
+
+import msgspec
 
 from mothball.errors import Busy, Corrupt
 from mothball.ocicache.recognise import HEX, open_below
@@ -28,6 +31,7 @@ _LEAF: Final = re.compile(
 )
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _TRIES: Final = 5
+_WRITTEN_S: Final = 2.0
 _DEPTH: Final = 3
 """How far below a folder of ``layouts=`` a layout may lie."""
 _MAX_LAYOUTS: Final = 10_000
@@ -193,7 +197,27 @@ def subject_of(name: str, fd: int) -> str | None:
 
 
 def read_index(fd: int, name: str) -> bytes:
-    """The index of the layout. `Corrupt` when there is none, or it cannot be read, or it is no file."""
+    """The index of the layout. `Corrupt` when there is none, or it cannot be read, or it is no file.
+
+    Other tools write it in place: what is no JSON yet is read again for up to `_WRITTEN_S`, for a pull may be in the middle of it.
+    """
+    deadline = time.monotonic() + _WRITTEN_S
+    while True:
+        data = _index(fd, name)
+        if _is_json(data) or time.monotonic() > deadline:
+            return data
+        time.sleep(_WRITTEN_S / 20)
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data, type=msgspec.Raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
+
+
+def _index(fd: int, name: str) -> bytes:
     try:
         data = _read_file(INDEX, fd, MAX_DOCUMENT)
     except OSError as error:

@@ -233,7 +233,7 @@ def test_two_beats_and_two_workers_reclaim_what_nobody_uses_and_leave_alone_what
     for name in stopped:
         assert [job.state for job in life.jobs("workspace.stop", name)] == ["succeeded"], name
     for name in stranded:
-        assert [job.state for job in life.jobs("workspace.capture", name)] == ["succeeded"], name
+        assert [job.state for job in life.jobs("workspace.crash_report", name)] == ["succeeded"], name
     assert registry.jobs.list(state="dead") == registry.jobs.list(state="failed") == []
     assert life.evicted("budget/b#2") is None
     assert registry.jobs.get(slow).state == "running"

@@ -94,6 +94,20 @@ def test_n03_an_index_without_images_reaches_nothing_however_its_tool_writes_tha
     assert (yard.prune().blobs_freed, names(pool)) == (3, set())
 
 
+def test_row30_an_index_that_a_tool_is_writing_in_place_is_read_when_it_is_whole(yard: CacheYard, pool: Path) -> None:
+    yard.index(yard.path, [yard.image(pool, "image")])
+    index = yard.path / "index.json"
+    text = index.read_text()
+    index.write_text(text[: len(text) // 2])
+    writer = threading.Timer(0.4, index.write_text, [text])
+    writer.start()
+    try:
+        done = yard.prune()
+    finally:
+        writer.join()
+    assert (done.kept, done.blobs_freed, done.errors) == ({"reachable": 3}, 0, [])
+
+
 def test_row30_what_was_pulled_again_after_it_went_is_no_error(yard: CacheYard, pool: Path) -> None:
     yard.index(yard.path, [])
     image = yard.image(pool, "image")

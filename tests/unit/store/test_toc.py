@@ -9,7 +9,6 @@ import os
 import random
 import struct
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -123,25 +122,16 @@ def test_an_empty_layer_has_a_table_too() -> None:
     assert toc.find(b"x") is None
 
 
-def test_sixty_five_thousand_rows_encode_and_decode_fast() -> None:
+def test_sixty_five_thousand_rows_come_back_as_they_were() -> None:
     rng = random.Random(7)
     rows: list[Any] = [ROOT_ROW]
     for number in range(3000):
         folder = b"p%05d" % number
         rows.append((folder, "d", 0o755, 0, 0, number, 0, b"", b"", 0, 0))
         rows += [file_row(folder + b"/file-%02d.js" % j, 100 + j, sha256=rng.randbytes(32), mtime_ns=number * j) for j in range(21)]
-    best = [9.0, 9.0]
-    for _ in range(3):
-        begun = time.perf_counter()
-        encoded = encode_toc(rows, [(0, 100, 4096)], [], 0)
-        best[0] = min(best[0], time.perf_counter() - begun)
-        data = bytes(100) + skippable_frame(encoded.payload)
-        begun = time.perf_counter()
-        assert sum(1 for _ in load(data).rows()) == len(rows)
-        best[1] = min(best[1], time.perf_counter() - begun)
-    # Alone on the machine it is about 0.06 s each; the limits leave room for a busy one and still catch an O(n^2).
-    assert best[0] < 0.25
-    assert best[1] < 0.30
+    encoded = encode_toc(rows, [(0, 100, 4096)], [], 0)
+    found = [row.path for row in load(bytes(100) + skippable_frame(encoded.payload)).rows()]
+    assert found == [row[0] for row in rows]
 
 
 _name = st.binary(min_size=1, max_size=12).filter(
