@@ -292,10 +292,11 @@ def by_exec(here: Here) -> Filed:
     environment = {name: value.replace("\0", "") for name, value in given["env"].items()}
     done = here.command("exec", ID, "--log", str(log), "--", "sh", "-c", script, *given["command"], env=environment)
     assert done.code == 3, done.err
-    job = re.search(r"crash report: job (\S+)", done.err)
-    assert job is not None, done.err
-    here.fleet.finished(job[1], seconds=90)
-    return Filed(job[1], here.fleet.job(job[1]).outcome or {}, done.err)
+    found = re.search(r"crash report: (?:job )?(\S+)", done.err)  # the report itself when a worker made it at once
+    assert found is not None, done.err
+    job = here.fleet.registry.crashes.get(found[1]).job if found[1].startswith("crash-") else found[1]
+    here.fleet.finished(job, seconds=90)
+    return Filed(job, here.fleet.job(job).outcome or {}, done.err)
 
 
 def by_send_task(here: Here) -> Filed:
