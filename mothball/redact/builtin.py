@@ -176,7 +176,8 @@ RULES: tuple[Rule, ...] = (
     # What a database is told.
     Rule(
         "password",
-        rb"(?i)(?:identified|password)[ \t]*(?:with[ \t]+\S{1,64}[ \t]+)?(?:by|as|\()?[ \t]*(?:password[ \t]*)?N?'([^'\r\n]+)'",
+        rb"(?i)(?:identified|password)[ \t]*(?:with[ \t]+\S{1,64}[ \t]+)?(?:by|as|\()?[ \t]*(?:password[ \t]*)?"
+        rb"N?(?:'([^'\r\n]+)'|\\{0,8}\"([^\"\\\r\n]+)\\{0,8}\")",
         (b"IDENTIFIED ", b"identified ", b"Identified ", b"PASSWORD '", b"password '", b"PASSWORD('", b"PASSWORD N'"),
         check=_chosen,
     ),
@@ -212,11 +213,14 @@ RULES: tuple[Rule, ...] = (
         check=_no_placeholder,
     ),
     Rule(
-        "password", rb"sshpass[ \t]+-p[ \t]*(?:\"([^\"\r\n]+)\"|'([^'\r\n]+)'|([^\s\"']+))", (b"sshpass ",), check=_no_placeholder
+        "password",
+        rb"sshpass[ \t]+-p[ \t]*(?:\\{0,8}\"([^\"\\\r\n]+)\\{0,8}\"|'([^'\r\n]+)'|([^\s\"'\\]+))",
+        (b"sshpass ",),
+        check=_no_placeholder,
     ),
     Rule(
         "password",
-        rb"login[ \t](?:[^\r\n|;&]{0,200}[ \t])?-p[ \t]*(?:\"([^\"\r\n]+)\"|'([^'\r\n]+)'|([^\s\"']+))",
+        rb"login[ \t](?:[^\r\n|;&]{0,200}[ \t])?-p[ \t]*(?:\\{0,8}\"([^\"\\\r\n]+)\\{0,8}\"|'([^'\r\n]+)'|([^\s\"'\\]+))",
         (b"login ",),
         check=_chosen,
     ),
@@ -227,47 +231,68 @@ RULES: tuple[Rule, ...] = (
         check=_no_placeholder,
     ),
     Rule(
-        "password", rb"redis-cli[ \t](?:[^\r\n|;&]{0,200}[ \t])?-a[ \t]*[\"']?([^\s\"']+)", (b"redis-cli ",), check=_no_placeholder
+        "password",
+        rb"redis-cli[ \t](?:[^\r\n|;&]{0,200}[ \t])?-a[ \t]*\\{0,8}[\"']?((?:[^\s\"'\\]|\\{1,2}[^\"'\\nrt\s])+)",
+        (b"redis-cli ",),
+        check=_no_placeholder,
     ),
-    Rule("password", rb"sqlcmd[ \t](?:[^\r\n|;&]{0,200}[ \t])?-P[ \t]*[\"']?([^\s\"']+)", (b"sqlcmd ",), check=_no_placeholder),
+    Rule(
+        "password",
+        rb"sqlcmd[ \t](?:[^\r\n|;&]{0,200}[ \t])?-P[ \t]*\\{0,8}[\"']?((?:[^\s\"'\\]|\\{1,2}[^\"'\\nrt\s])+)",
+        (b"sqlcmd ",),
+        check=_no_placeholder,
+    ),
     Rule("password", rb"-pass(?:in|out)?[ \t]+pass:([^\s\"']+)", (b"-pass ", b"-passin ", b"-passout "), check=_no_placeholder),
     Rule(
         "password",
-        rb"(?i)ConvertTo-SecureString[ \t]+(?:-String[ \t]+)?[\"']([^\"'\r\n]+)[\"']",
+        rb"(?i)ConvertTo-SecureString[ \t]+(?:-String[ \t]+)?\\{0,8}[\"']([^\"'\\\r\n]+)\\{0,8}[\"']",
         (b"ConvertTo-SecureString ",),
         check=_no_placeholder,
     ),
     Rule(
         "secret",
-        rb"(?i)(?:setx[ \t]+|set[ \t]+-[a-z]{1,4}[ \t]+)\w*(?:TOKEN|SECRET|PASSW|KEY)\w*[ \t]+[\"']?([^\s\"']+)",
+        rb"(?i)(?:setx[ \t]+|set[ \t]+-[a-z]{1,4}[ \t]+)"
+        rb"\w*(?:TOKEN|SECRET|PASSW|KEY)\w*[ \t]+\\{0,8}[\"']?((?:[^\s\"'\\]|\\{1,2}[^\"'\\nrt\s])+)",
         (b"setx ", b"set -"),
         check=_chosen,
     ),
     Rule(
         "secret",
-        rb"(?i)define\([ \t]*[\"']\w*(?:PASSW|SECRET|TOKEN|_KEY|_SALT)\w*[\"'][ \t]*,[ \t]*[\"']([^\"'\r\n]+)[\"']",
+        rb"(?i)define\([ \t]*[\"']\w*(?:PASSW|SECRET|TOKEN|_KEY|_SALT)\w*[\"'][ \t]*,[ \t]*\\{0,8}[\"']([^\"'\\\r\n]+)\\{0,8}[\"']",
         (b"define(",),
         check=_chosen,
     ),
     Rule(
         "secret", rb"\$\{(?i:[\w.]*(?:PASS|SECRET|TOKEN|KEY|PWD)[\w.]*):[-=]?([^}\s\"'$?+:-][^}\s\"'$]*)\}", (b"${",), check=_chosen
     ),
-    # JSON whose order is not that of `name`, `value`, and the private parts of a key.
+    # JSON whose order is not that of `name`, `value`, and the private parts of a key; also where it is escaped once more.
     Rule(
         "secret",
-        rb'"value"\s*:\s*"((?:[^"\\\r\n]|\\.)+)"\s*,\s*"(?:name|key)"\s*:\s*"[^"]{0,64}(?i:passw|secret|token|api[_-]?key|credential|cookie|authorization)',
-        (b'"value":',),
+        rb'"?value\\{0,8}"\s*:\s*(?:"((?:[^"\\\r\n]|\\.)+)"|\\{1,8}"([^"\\\r\n]+)\\{1,8}")\s*,\s*\\{0,8}"(?:name|key)\\{0,8}"\s*:\s*'
+        rb'\\{0,8}"[^"]{0,64}(?i:passw|secret|token|api[_-]?key|credential|cookie|authorization)',
+        (b'"value":', b'value\\":', b'value\\\\\\":'),
         check=_no_placeholder,
     ),
     Rule(
         "cookie",
-        rb'"(?i:set-)?(?i:cookie)"\s*,\s*"value"\s*:\s*"((?:[^"\\\r\n]|\\.)+)"',
-        (b'"Cookie"', b'"cookie"', b'"Set-Cookie"', b'"set-cookie"'),
+        rb'"?(?i:set-)?(?i:cookie)\\{0,8}"\s*,\s*\\{0,8}"value\\{0,8}"\s*:\s*(?:"((?:[^"\\\r\n]|\\.)+)"|\\{1,8}"([^"\\\r\n]+)\\{1,8}")',
+        (
+            b'"Cookie"',
+            b'"cookie"',
+            b'"Set-Cookie"',
+            b'"set-cookie"',
+            b'Cookie\\"',
+            b'cookie\\"',
+            b'Cookie\\\\\\"',
+            b'cookie\\\\\\"',
+        ),
     ),
     Rule(
         "secret",
-        rb'"(?:d|k|p|q|dp|dq|qi)"\s*:\s*"([0-9A-Za-z_-]{40,})"',
-        (b'"d":', b'"k":', b'"p":', b'"q":', b'"dp":', b'"dq":', b'"qi":'),
+        rb'\\{0,8}"(?:d|k|p|q|dp|dq|qi)\\{0,8}"\s*:\s*\\{0,8}"([0-9A-Za-z_-]{40,})\\{0,8}"',
+        tuple(
+            b'"%s%s":' % (name, mark) for name in (b"d", b"k", b"p", b"q", b"dp", b"dq", b"qi") for mark in (b"", b"\\", b"\\\\\\")
+        ),
         check=is_strong,
     ),
     Rule(

@@ -99,6 +99,7 @@ def environment(redactor: Redactor, env: Mapping[str, str]) -> dict[str, str]:
 
 def arguments(redactor: Redactor, argv: list[str]) -> list[str]:
     """See `Redactor.argv`."""
+    argv = _as_lines(redactor, argv)
     out: list[str] = []
     tool = argv[0].rpartition("/")[2] if argv else ""
     name: str | None = None
@@ -127,6 +128,32 @@ def arguments(redactor: Redactor, argv: list[str]) -> list[str]:
         else:
             out.append(redactor.text(item))
     return out
+
+
+def _as_lines(redactor: Redactor, argv: list[str]) -> list[str]:
+    """What only the words before a word tell, as a shell would have them: ``docker login -p x``, ``IDENTIFIED BY 'x'``."""
+    for quote in (b"", b"'"):
+        words = [word.encode("utf-8", "surrogatepass") for word in argv]
+        line = b" ".join(quote + word + quote for word in words)
+        spans = redactor.spans(line, 0, len(line), files.PROSE)
+        if not spans:
+            continue
+        begin = 0
+        for number, word in enumerate(words):
+            begin += len(quote)
+            inside = [
+                span._replace(start=max(0, span.start - begin), end=min(len(word), span.end - begin))
+                for span in spans
+                if span.start < begin + len(word) and span.end > begin
+            ]
+            if inside:
+                argv = [
+                    *argv[:number],
+                    redactor.replace(word, inside, 0, len(word)).decode("utf-8", "surrogatepass"),
+                    *argv[number + 1 :],
+                ]
+            begin += len(word) + len(quote) + 1
+    return argv
 
 
 def path_name(redactor: Redactor, path: bytes) -> bytes:

@@ -73,6 +73,7 @@ def _tokens(make: _Maker) -> Iterable[Canary]:
         "docker-token": ["dckr" + "_pat_" + make.of(27)],
         "databricks": ["da" + "pi" + make.of(32, _HEX)],
         "linear": ["lin" + "_api_" + make.of(40)],
+        "mailgun": ["ke" + "y-" + make.of(32, _HEX)],
     }
     for rule, tokens in shapes.items():
         for token in tokens:
@@ -88,6 +89,9 @@ def _in_context(make: _Maker) -> Iterable[Canary]:
     yield Canary("azure", f"https://x.blob.core.windows.net/c?sv=2020&si{'g'}={sas}%3D&se=1", (sas,))
     yield Canary("slack", "https://hooks.slack." + f"com/services/T0AAAA111/B0AAAA111/{hook}", (hook,))
     yield Canary("discord", f"https://discord.com/api/webhooks/123456789012345678/{discord}", (discord,))
+    telegram, bcrypt = "AA" + make.of(33), make.of(53)
+    yield Canary("telegram", f"bot 123456789:{telegram} is up", (telegram,))
+    yield Canary("password-hash", f"bob has $2b$12${bcrypt}", (bcrypt,))
     for kind in ("RSA PRIVATE KEY", "OPENSSH PRIVATE KEY", "PGP PRIVATE KEY BLOCK"):
         yield Canary("private-key", *make.key(kind))
     putty = [make.of(64) for _ in range(4)]
@@ -104,6 +108,33 @@ def _in_context(make: _Maker) -> Iterable[Canary]:
     yield Canary("password", f'db_password = "{password}"', (password,))
     yield Canary("secret", f"CLIENT_SECRET={secret}", (secret,))
     yield Canary("secret", json.dumps({"apiKey": pair}), (pair,))
+    yield from _by_form(make)
+
+
+def _by_form(make: _Maker) -> Iterable[Canary]:
+    """What a command, a statement or the order of fields tells; one for each pattern of its own."""
+    role, signed = "AB" + "IA" + make.of(16, string.ascii_uppercase + "234567"), make.of(64, _HEX)
+    yield Canary("aws", f"role {role} is used", (role,))
+    yield Canary("aws", f"https://b.s3.amazonaws.com/x?X-Amz-Signature={signed}&x=1", (signed,))
+    pem, lines = make.key("RSA PRIVATE KEY")
+    packed = base64.b64encode(pem.encode()).decode()
+    yield Canary("private-key", f"tls.key: {packed}", (packed, *lines))
+    for text in (
+        'ALTER USER bob IDENTIFIED BY "{}"', "Server=x;User Id=sa;Pwd={};Timeout=3", "user=bob&password={}&next=1",
+        "curl -s -u bob:{} https://x.example", "http -a bob:{} x.example", "mysql -uroot -p{} app", "sshpass -p {} ssh x",
+        "docker login -u bob -p {}", "echo {} | docker login -u bob --password-stdin", "redis-cli -h x -a {} ping",
+        "sqlcmd -S x -U sa -P {}", "openssl rsa -passin pass:{} -in x", 'ConvertTo-SecureString "{}" -AsPlainText',
+    ):  # fmt: skip
+        word = make.of(18)
+        yield Canary("password", text.format(word), (word,))
+    for before, behind in (("setx API_TOKEN ", ""), ('define("AUTH_SALT", "', '");'), ('x="${DB_PASSWORD:-', '}"')):
+        word = make.of(18)
+        yield Canary("secret", f"{before}{word}{behind}", (word,))
+    turned = make.of(18)
+    yield Canary("secret", json.dumps({"value": turned, "name": "API_SECRET"}), (turned,))
+    crumb, exponent = make.of(18), make.of(43)
+    yield Canary("cookie", json.dumps({"name": "Cookie", "value": f"sid={crumb}"}), (crumb,))
+    yield Canary("secret", json.dumps({"kty": "EC", "d": exponent}), (exponent,))
 
 
 def credential_files(seed: str) -> dict[str, tuple[str, list[Canary]]]:

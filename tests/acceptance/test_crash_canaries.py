@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -269,7 +270,7 @@ def by_client(here: Here) -> Filed:
 def by_command(here: Here) -> Filed:
     """`mothball crash-report`: secrets in our own arguments."""
     given = here.scene.arguments()
-    words = " ".join("'" + word.replace("'", "") + "'" for word in given["command"])
+    words = shlex.join(given["command"])
     done = here.command(
         "crash-report", ID, "--error", given["error"], "--title", given["title"], "--cmd", words, "--log", "logs/run.log",
         "--exit-code", "3", "--json",

@@ -57,6 +57,7 @@ TOKENS: dict[str, list[str]] = {
     "docker-token": ["dckr" + "_pat_" + random_text(27)],
     "databricks": ["da" + "pi" + _hex(32)],
     "linear": ["lin" + "_api_" + random_text(40)],
+    "mailgun": ["ke" + "y-" + _hex(32)],
 }
 """Tokens whose shape alone tells."""
 
