@@ -95,6 +95,7 @@ def test_a_word_is_plain_whatever_its_case() -> None:
 
 HARMLESS = [
     ("lexer.js", "AZAAAAAgAAABIAAAACAAAAAQAAAAIAAACBzAAA"),
+    ("wasm.js", "AEUNACABIAEoAhggAHI2AhgLIANB+IMLKAIAKAKIASIAIAFBASAAKAIAEAAA"),
     ("netrc.py", "login = account = password = None\n"),
     ("utils.py", "# Return with login / password\n                login_i = 0 if a else 1\n"),
     ("a.js", "getSetCookie: ()=>isHidden(name)?1:2,\n"),
