@@ -67,7 +67,7 @@ def _session(value: bytes) -> bool:
 
 def _diverse(value: bytes) -> bool:
     """``AKIASIAIAFBASAAKAIAE`` is a program in base64: its letters repeat."""
-    return entropy(value[4:]) >= 2.6  # noqa: PLR2004 - bits a letter; of 16 random ones 99.99 % have 2.9 or more
+    return entropy(value[4:]) >= 2.5  # noqa: PLR2004 - bits a letter; of 200 000 random ones none had less
 
 
 def _key_in_base64(value: bytes) -> bool:
