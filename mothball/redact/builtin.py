@@ -170,7 +170,7 @@ RULES: tuple[Rule, ...] = (
     Rule("private-key", rb"LS0tLS1CRUdJTi[0-9A-Za-z+/]{82,}={0,2}", (b"LS0tLS1CRUdJTi",), check=_key_in_base64),
     Rule("aws", rb"X-Amz-Signature=([0-9a-f]{64})", (b"X-Amz-Signature=",)),
     Rule("telegram", rb":(AA[0-9A-Za-z_-]{33})(?:[^0-9A-Za-z_-]|\z)", (b":AA",), check=_mixed),
-    Rule("mailgun", rb"key-[0-9a-f]{32}(?:[^0-9a-z-]|\z)", (b"key-",)),
+    Rule("mailgun", rb"key-[0-9a-f]{32,}", (b"key-",)),
     Rule(
         "password-hash",
         rb"\$2[abxy]\$[0-9]{2}\$[./0-9A-Za-z]{53}|\$apr1\$[^$\s]{1,8}\$[./0-9A-Za-z]{22}|"

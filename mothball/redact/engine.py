@@ -167,8 +167,9 @@ class Redactor:
 
     def spans(self, data: bytes, lo: int, hi: int, level: int, *, form: str = "", known: Known | None = None) -> list[Span]:
         """Where the secrets of ``data[lo:hi]`` stand: by rule, and `known` values (default: this redactor's). Counts nothing."""
-        found, beside = self._scanner.spans_beside(data, lo, hi, level, self.known_values() if known is None else known)
-        more = [Span(start, end, _KNOWN_RANK, "known") for start, end in beside]
+        known = self.known_values() if known is None else known
+        found = self._scanner.spans(data, lo, hi, level)
+        more = [Span(start, end, _KNOWN_RANK, "known") for start, end in known.spans(data, lo, hi)]
         if form:
             more += [Span(start, end, _KNOWN_RANK - 1, rule) for start, end, rule in formats.found(data, lo, hi, form)]
         return self._scanner.joined([*found, *more], data, lo, hi) if more else found

@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mothball.redact import tokens
 from mothball.redact.builtin import KEY_MARKS, URL_MARK, WORDS
 from mothball.redact.files import CODE
-from mothball.redact.known import Known
-from mothball.redact.patterns import compiled, escaped, places, quoted
+from mothball.redact.patterns import compiled, escaped, places
 from mothball.redact.rules import Rule, Rules
 
 REACH = 32 * 1024
@@ -73,22 +71,11 @@ class Scanner:
 
     def spans(self, data: bytes, lo: int = 0, hi: int | None = None, level: int = CODE) -> list[Span]:
         """The secrets in ``data[lo:hi]``, sorted, none touching another's bytes; what stands before `lo` is only looked back at."""
-        return self.spans_beside(data, lo, len(data) if hi is None else hi, level, None)[0]
-
-    def spans_beside(
-        self, data: bytes, lo: int, hi: int, level: int, known: Known | None
-    ) -> tuple[list[Span], list[tuple[int, int]]]:
-        """`spans`, and the places of `known` values. A few of those are found in the same pass, which is most of the work."""
+        hi = len(data) if hi is None else hi
         found = _Finding(self, data, lo, hi, level)
         at = found.at
-        if known and known.few:
-            beside: list[tuple[int, int]] = []
-            for start, end in self._together(data, lo, hi, known, beside):
-                at(start, end)
-        else:
-            beside = list(known.spans(data, lo, hi)) if known else []
-            for start, end in places(self.finder, data, lo, hi):
-                at(start, end)
+        for start, end in places(self.finder, data, lo, hi):
+            at(start, end)
         for rank, rule, pattern in self._own:
             if rule.keywords and not any(data.find(word, lo, hi) >= 0 for word in rule.keywords):
                 continue
@@ -96,30 +83,7 @@ class Scanner:
                 start, end = match.span(rule.group)
                 if end > start:
                     found.add(start, end, rank, rule.name)
-        return self._settled(found.spans, data, lo, hi), beside
-
-    def _together(self, data: bytes, lo: int, hi: int, known: Known, beside: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """What `finder` finds, one by one; what `known` finds goes to `beside`. The same places as by one pass for each.
-
-        Where both find something at the same place the pattern says what `finder` does; at places within that it says nothing.
-        """
-        finder = _together(self._places, known.heads)
-        free = lo  # from where on a known value touches none that was found before
-        found = places(finder, data, lo, hi)
-        while (hit := next(found, None)) is not None:
-            start, end = hit
-            if data[start:end] in known.heads and self.finder.match(data, start, hi) is None:
-                if start >= free:
-                    beside.append(hit)
-                    free = end
-                found = places(finder, data, start + 1, hi)
-                continue
-            for at in known.spans(data, max(start, free), min(hi, end + known.longest)):
-                if at[0] >= end:
-                    break
-                beside.append(at)
-                free = at[1]
-            yield hit
+        return self._settled(found.spans, data, lo, hi)
 
     def _settled(self, spans: list[Span], data: bytes, lo: int, hi: int) -> list[Span]:
         """Overlapping spans joined, pseudonyms cut out, allowed values dropped."""
@@ -165,11 +129,6 @@ def _behind(keyword: bytes) -> bytes:
     if keyword == _VARIABLE:
         return rb"[\w.]{0,64}:"
     return rb'\s{0,64}"[0-9A-Za-z_-]{40}' if _SHORT_NAME.match(keyword) else b""
-
-
-@lru_cache(maxsize=8)
-def _together(pattern: bytes, values: frozenset[bytes]) -> Any:
-    return compiled(pattern + b"|" + quoted(values), spans_only=True)
 
 
 def _outside(span: Span, walls: list[tuple[int, int]]) -> Iterator[Span]:
