@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -19,6 +21,7 @@ _CHUNK: Final = 65_536
 """Names that are sorted by inode at a time, as ``rm`` does: in the order of names a disk is read all over, again and again."""
 _SOME: Final = 8192
 _DEPTH: Final = 64
+_TRIES: Final = 10
 _COUNTED: Final = 400
 """Levels that are looked at for a figure: each takes a descriptor."""
 _DEEP: Final = ".mothball-deep-"
@@ -44,10 +47,16 @@ class Tally:
         self.bytes = 0
 
 
-def remove_content(fd: int, tick: Tick, note: Note, spare: Spare | None = None) -> Tally:
-    """Delete everything in the folder `fd`, never beyond its file system; what cannot be deleted is noted and stays."""
-    work = _Removal(fd, tick, note, spare)
+def remove_content(fd: int, tick: Tick, note: Note, spare: Spare | None = None, *, rest_until: float = 0.0) -> Tally:
+    """Delete everything in the folder `fd`, never beyond its file system; what cannot be deleted is noted and stays.
+
+    `rest_until` (monotonic): no folder goes before, and when the last file is gone earlier it is waited for and looked again.
+    Somebody who found the way to a folder before it got another name may still make a file in it, and not in one that is gone.
+    """
+    work = _Removal(fd, tick, note, spare, rest_until)
     work.empty(fd, "", 0)
+    if work.rest():
+        work.empty(fd, "", 0)
     while work.deep and work.moved:
         # Folders deeper than there are descriptors were moved to the top, which is where they are emptied now.
         work.moved = False
@@ -86,7 +95,9 @@ def count_content(fd: int, tick: Tick, *, skip: Callable[[str], bool] | None = N
 
 
 class _Removal:
-    def __init__(self, fd: int, tick: Tick, note: Note, spare: Spare | None) -> None:
+    def __init__(self, fd: int, tick: Tick, note: Note, spare: Spare | None, rest_until: float) -> None:
+        self._rest_until = rest_until
+        self._late = False
         self._top = fd
         self._device = os.fstat(fd).st_dev
         self._tick = tick
@@ -95,6 +106,15 @@ class _Removal:
         self.tally = Tally()
         self.deep = 0
         self.moved = False
+
+    def rest(self) -> bool:
+        """Wait until folders may go; True when there was something to wait for."""
+        left = self._rest_until - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(left)
+        self._late = True
+        return True
 
     def empty(self, fd: int, path: str, depth: int) -> bool:
         """Delete what is in the folder; True when nothing is left."""
@@ -120,7 +140,8 @@ class _Removal:
         return [
             (each.inode(), each.name, each.is_dir(follow_symlinks=False))
             for each in entries
-            if (plain(each.name) and each.is_file(follow_symlinks=False)) or not back(fd, each)
+            # Few come late, and nobody has asked yet whether one of them is to stay.
+            if (not self._late and plain(each.name) and each.is_file(follow_symlinks=False)) or not back(fd, each)
         ]
 
     def _some(self, fd: int, chunk: list[tuple[int, str, bool]], path: str, depth: int, stayed: set[str]) -> bool:
@@ -180,13 +201,26 @@ class _Removal:
                 stayed.add(name)
                 self._note(f"{path}{name}", "another file system is mounted there; unmount it")
                 return False
-            if not self.empty(below, f"{path}{name}/", depth + 1):
+            if not self._emptied(below, name, fd, f"{path}{name}/", depth + 1):
                 stayed.add(name)
                 return False
         finally:
             os.close(below)
-        os.rmdir(name, dir_fd=fd)
         return True
+
+    def _emptied(self, below: int, name: str, fd: int, path: str, depth: int) -> bool:
+        """Empty the folder and remove it, as often as something comes into it in between; False when something stays."""
+        for left in range(_TRIES, -1, -1):
+            if not self.empty(below, path, depth) or (self.rest() and not self.empty(below, path, depth)):
+                return False
+            try:
+                os.rmdir(name, dir_fd=fd)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY or not left:
+                    raise
+            else:
+                return True
+        return False
 
 
 def _lift(fd: int, name: str = ".") -> bool:

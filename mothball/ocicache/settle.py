@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from fnmatch import translate
+from typing import Final
 
 import msgspec
 
@@ -19,6 +21,10 @@ from mothball.ocicache.removal import Note, Spare, Tally, count_content, remove_
 from mothball.ocicache.scan import BLOCK, pattern
 from mothball.ocicache.system import rename_new
 from mothball.ocicache.types import Kind, PruneResult, Tick
+
+REST_S: Final = 0.25
+"""How long a whole cache's folders stay after the exchange: a pull on its way into one of them makes its file there meanwhile."""
+_TRIES: Final = 10
 
 Wanted = Callable[[str], bool]
 GiveBack = Callable[[Aside, str, Note], tuple[int, int]]
@@ -104,7 +110,7 @@ def finish_whole(place: Place, each: Aside, state: State, result: PruneResult, t
     try:
         why = stays(state)
         if why is None:
-            return _remove(each, (NEW, OLD), result.problem, tick)
+            return _remove(each, (NEW, OLD), result.problem, tick, rest=True)
         if pool is None:
             if _measure(each, (NEW, OLD), tick).files:
                 result.problem(
@@ -123,7 +129,7 @@ def finish_whole(place: Place, each: Aside, state: State, result: PruneResult, t
                     os.close(fd)
         # What is no blob goes back as it is met: to look for it first would take as long as half of the deletion.
         plain = pattern(Kind(state.kind)).match
-        return _remove(each, (NEW, OLD), result.problem, tick, Spare(state.folder, plain, back))
+        return _remove(each, (NEW, OLD), result.problem, tick, Spare(state.folder, plain, back), rest=True)
     finally:
         if pool is not None:
             os.close(pool)
@@ -195,20 +201,33 @@ def put_back(each: Aside, where: str, pool: int, wanted: Wanted, note: Note, *, 
     return blobs, size
 
 
-def _remove(each: Aside, names: tuple[str, ...], note: Note, tick: Tick, spare: Spare | None = None) -> Tally:
+def _remove(
+    each: Aside, names: tuple[str, ...], note: Note, tick: Tick, spare: Spare | None = None, *, rest: bool = False
+) -> Tally:
     total = Tally()
-    for name in names:
-        fd = each.open(name)
-        if fd is None:
-            continue
-        try:
-            tally = remove_content(fd, tick, note, spare)
-        finally:
-            os.close(fd)
-        total.files += tally.files
-        total.bytes += tally.bytes
-    each.drop()
+    rest_until = _rest_until(each) if rest else 0.0
+    for _ in range(_TRIES):
+        before = total.files
+        for name in names:
+            fd = each.open(name)
+            if fd is None:
+                continue
+            try:
+                tally = remove_content(fd, tick, note, spare, rest_until=rest_until)
+            finally:
+                os.close(fd)
+            total.files += tally.files
+            total.bytes += tally.bytes
+        # Again when something came into it in this moment; not when it holds what cannot be deleted.
+        if each.drop() or total.files == before:
+            break
     return total
+
+
+def _rest_until(each: Aside) -> float:
+    """When (monotonic) the folders of a whole cache may go: an exchange changes the times of the folder that it lies in."""
+    since = time.time() - os.fstat(each.fd).st_mtime
+    return time.monotonic() + min(max(REST_S - since, 0.0), REST_S)
 
 
 def remove(each: Aside, note: Note, tick: Tick) -> Tally:

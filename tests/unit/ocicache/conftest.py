@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mothball.cache_fields import Cache, CachePolicy
+from mothball.ocicache import settle
 from mothball.ocicache.prune import prune
 from mothball.ocicache.types import PruneResult
 
@@ -107,6 +108,18 @@ class CacheYard:
         layout.mkdir(parents=True, exist_ok=True)
         (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
         (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": list(manifests)}))
+
+
+@pytest.fixture(autouse=True)
+def _no_rest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full prunes do not rest after the exchange, but in tests marked ``usefixtures("rest")``: most have no pulls beside them."""
+    if "rest" not in request.fixturenames:
+        monkeypatch.setattr(settle, "REST_S", 0.0)
+
+
+@pytest.fixture
+def rest() -> None:
+    """Full prunes rest as they do for everybody."""
 
 
 @pytest.fixture

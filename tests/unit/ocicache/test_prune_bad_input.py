@@ -15,7 +15,7 @@ import pytest
 
 from mothball.cache_fields import CachePolicy
 from mothball.errors import InvalidParams, OperationFailed, PathNotAllowed
-from mothball.ocicache import records, removal, work
+from mothball.ocicache import records, removal, system, work
 from mothball.ocicache.measure import usage
 from mothball.ocicache.prune import prune
 from mothball.ocicache.recognise import recognise
@@ -254,6 +254,7 @@ def test_a_pull_that_writes_during_the_prune_keeps_what_it_wrote(yard: CacheYard
     assert paths[1].read_bytes() == again
 
 
+@pytest.mark.usefixtures("rest")
 def test_pulls_in_a_loop_never_find_the_cache_missing(yard: CacheYard) -> None:
     yard.flat(0)
     stop = threading.Event()
@@ -273,11 +274,50 @@ def test_pulls_in_a_loop_never_find_the_cache_missing(yard: CacheYard) -> None:
 
     thread = threading.Thread(target=pull)
     thread.start()
-    freed = sum(yard.prune(everything=True).blobs_freed for _ in range(30))
+    freed = sum(yard.prune(everything=True).blobs_freed for _ in range(8))
     stop.set()
     thread.join()
     assert trouble == []
     assert freed + len(names(yard.path)) == pulled[0] + 1
+    assert asides(yard.home) == []
+
+
+@pytest.mark.usefixtures("rest")
+@pytest.mark.parametrize("folder", ["", "blobs/sha256"])
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_pull_that_is_on_its_way_into_the_old_folder_makes_its_file_there(
+    yard: CacheYard, folder: str, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does when a pull opens a file: it finds the folder first, then makes the file in what it found."""
+    if not exchange:
+        monkeypatch.setattr(system, "_renameat2", lambda *_: False)
+    pool = yard.path / folder
+    name = "{}" if folder else "sha256:{}"
+    for number in range(3):
+        yard.blob(pool, b"%d" % number, name=name)
+    kept = yard.blob(pool, b"kept", name=name).name
+    (pool / kept).unlink()
+    on_its_way = os.open(pool, os.O_PATH | os.O_DIRECTORY)
+    came: list[str] = []
+
+    def pull() -> None:
+        deadline = time.monotonic() + 10
+        while os.stat(pool).st_ino == os.fstat(on_its_way).st_ino and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        for each in (name.format("7" * 64), kept):
+            os.close(os.open(each, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=on_its_way))
+            came.append(each)
+
+    puller = threading.Thread(target=pull)
+    puller.start()
+    try:
+        found = yard.prune(CachePolicy(keep=(kept[-64:],)), everything=True)
+    finally:
+        puller.join()
+        os.close(on_its_way)
+    assert len(came) == 2
+    assert (found.blobs_freed, found.kept, found.errors, names(pool)) == (4, {"kept": 1}, [], {kept})
     assert asides(yard.home) == []
 
 
