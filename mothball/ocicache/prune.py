@@ -184,11 +184,12 @@ class _Request:
             everything=self.cache.kind is not None,
         )
         if self.everything and not referred:
+            whole.check_mounts(self.cache.path, found.folder)
             state = replace(state, stage="full")
-            if result.dry_run:
+            if result.dry_run and whole.can_exchange(place, pool):
                 whole.promise(place, pool, state, result, self.tick)
                 return
-            if whole.exchange_whole(place, pool, state, result, self.tick):
+            if not result.dry_run and whole.exchange_whole(place, pool, state, result, self.tick):
                 return
             state = replace(state, stage="moving")
         request = Request(

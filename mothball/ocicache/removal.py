@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mothball.ocicache.scan import BLOCK
-from mothball.ocicache.system import open_folder
+from mothball.ocicache.system import mount_of, open_folder
 from mothball.ocicache.table import Links
 from mothball.ocicache.types import Tick
 
@@ -48,7 +48,7 @@ class Tally:
 
 
 def remove_content(fd: int, tick: Tick, note: Note, spare: Spare | None = None, *, rest_until: float = 0.0) -> Tally:
-    """Delete everything in the folder `fd`, never beyond its file system; what cannot be deleted is noted and stays.
+    """Delete everything in the folder `fd`, never beyond its mount; what cannot be deleted is noted and stays.
 
     `rest_until` (monotonic): no folder goes before, and when the last file is gone earlier it is waited for and looked again.
     Somebody who found the way to a folder before it got another name may still make a file in it, and not in one that is gone.
@@ -67,7 +67,7 @@ def remove_content(fd: int, tick: Tick, note: Note, spare: Spare | None = None, 
 def count_content(fd: int, tick: Tick, *, skip: Callable[[str], bool] | None = None, files: bool = True) -> Tally:
     """What `remove_content` would free, without those at the top that `skip` names. `files` False: folders are not entered."""
     tally, links = Tally(), Links()
-    device, seen = os.fstat(fd).st_dev, 0
+    mount, seen = mount_of(fd), 0
 
     def count(folder: int, depth: int) -> None:
         nonlocal seen
@@ -83,10 +83,11 @@ def count_content(fd: int, tick: Tick, *, skip: Callable[[str], bool] | None = N
                     if not stat.S_ISDIR(found.st_mode):
                         tally.files += 1
                         tally.bytes += links.last(found.st_ino, found.st_nlink, found.st_blocks * BLOCK)
-                    elif files and found.st_dev == device and depth < _COUNTED:
+                    elif files and depth < _COUNTED:
                         below = open_folder(entry.name, folder)
                         try:
-                            count(below, depth + 1)
+                            if mount_of(below) == mount:
+                                count(below, depth + 1)
                         finally:
                             os.close(below)
 
@@ -99,7 +100,7 @@ class _Removal:
         self._rest_until = rest_until
         self._late = False
         self._top = fd
-        self._device = os.fstat(fd).st_dev
+        self._mount = mount_of(fd)
         self._tick = tick
         self._note = note
         self._spare = spare
@@ -197,7 +198,8 @@ class _Removal:
                 raise
             below = open_folder(name, fd)
         try:
-            if os.fstat(below).st_dev != self._device:
+            # A bind mount of this very file system is another place, too: what is in it was never part of the cache.
+            if mount_of(below) != self._mount:
                 stayed.add(name)
                 self._note(f"{path}{name}", "another file system is mounted there; unmount it")
                 return False

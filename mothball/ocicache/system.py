@@ -15,6 +15,7 @@ _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
 _UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 """A seccomp filter that does not know renameat2 answers EPERM; a plain rename says whether it really is forbidden."""
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _MOUNT: Final = re.compile(r"^mnt_id:\s*([0-9]+)$", re.MULTILINE)
 
 
@@ -72,6 +73,17 @@ def mount_of(fd: int) -> tuple[int, int]:
         if found:
             return int(found[1]), device
     return -1, device
+
+
+def mounts_below(path: str) -> list[str]:
+    """Where something is mounted below the folder `path`; empty where nobody can say."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:  # noqa: PTH123 - as bytes, names need not be text
+            points = [line.split(b" ")[4] for line in file]
+    except (OSError, IndexError):
+        return []
+    whole = [os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), each)) for each in points]
+    return [each for each in whole if each.startswith(path.rstrip("/") + "/")]
 
 
 def open_folder(name: str, fd: int | None = None) -> int:

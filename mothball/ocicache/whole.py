@@ -18,10 +18,29 @@ from mothball.ocicache.recognise import ASIDE, open_below
 from mothball.ocicache.removal import Tally, count_content
 from mothball.ocicache.scan import BLOCK
 from mothball.ocicache.settle import finish_whole, stays
-from mothball.ocicache.system import dress, exchange, open_folder
+from mothball.ocicache.system import dress, exchange, mount_of, mounts_below, open_folder
 from mothball.ocicache.types import PruneResult, Tick
 
 _NOT_HERE = frozenset({errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM})
+
+
+def can_exchange(place: Place, pool: int) -> bool:
+    """False when it is known that the cache cannot be exchanged, so that its entries go one by one."""
+    return (
+        place.fd is not None
+        and place.parent is not None
+        and place.movable
+        and mount_of(pool) == mount_of(place.fd)
+        and os.access(f"/proc/self/fd/{place.parent}", os.W_OK | os.X_OK, effective_ids=True)
+    )
+
+
+def check_mounts(path: str, folder: str) -> None:
+    """A mount below the cache would go aside with it, and stay there with all that is on it. Raises `OperationFailed`."""
+    blobs = f"{path}/{folder}/"
+    if below := [each for each in mounts_below(path) if not blobs.startswith(each + "/")]:
+        text = f"{below[0]!r} is mounted inside the cache {path!r}, which cannot be emptied as a whole; unmount it"
+        raise OperationFailed(f"{text}, or prune by a policy; nothing was changed", path=path)
 
 
 def promise(place: Place, pool: int, state: State, result: PruneResult, tick: Tick) -> None:
@@ -62,10 +81,10 @@ def exchange_whole(place: Place, pool: int, state: State, result: PruneResult, t
 
     Raises `Busy` when another folder took its name meanwhile, `OperationFailed`.
     """
-    if place.fd is None or place.parent is None or not place.movable:
+    if not can_exchange(place, pool):
         return False
     with asides.make(place, pool, state) as aside:
-        if aside is None or not _same(aside.holder, place.parent):
+        if aside is None or place.parent is None or not _same(aside.holder, place.parent):
             if aside is not None:
                 aside.drop()
             return False

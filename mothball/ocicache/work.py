@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from contextlib import ExitStack
 from itertools import islice
@@ -19,9 +20,11 @@ from mothball.ocicache.place import Place
 from mothball.ocicache.plan import Chooser, Guard
 from mothball.ocicache.recognise import ASIDE
 from mothball.ocicache.records import Entry, Records
-from mothball.ocicache.scan import BLOCK, last_used, survey
+from mothball.ocicache.removal import count_content
+from mothball.ocicache.scan import BLOCK, last_used, pattern, survey
 from mothball.ocicache.settle import remove, stays
 from mothball.ocicache.sparing import Sparing
+from mothball.ocicache.system import open_folder
 from mothball.ocicache.table import Links
 from mothball.ocicache.types import Found, LastUse, Leases, PruneResult, Tick
 from mothball.store import beside
@@ -195,13 +198,20 @@ class Work:
         """A full prune of a declared cache that cannot be exchanged: what is no blob goes too."""
         result = self._result
         why = stays(msgspec.structs.replace(self._state, everything=True))
+        match = pattern(self._found.kind).match  # of those a dry run has counted already, which leaves them where they are
         match_top = self._found.folder.split("/")[0]
         places = [(self._pool, self._found.folder)]
         if self._found.folder and self._place.fd is not None:
             places.append((self._place.fd, ""))
         for fd, folder in places:
             with os.scandir(fd) as listed:
-                others = [each.name for each in listed if not each.name.startswith(ASIDE) and not (why is not None and why(each))]
+                others = [
+                    each.name
+                    for each in listed
+                    if not each.name.startswith(ASIDE)
+                    and not (why is not None and why(each))
+                    and not (result.dry_run and fd == self._pool and match(each.name) and each.is_file(follow_symlinks=False))
+                ]
             for name in others:
                 if folder == self._found.folder or name != match_top:
                     self._take_other(name, fd, folder)
@@ -211,7 +221,14 @@ class Work:
         result = self._result
         try:
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            size = found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - other names hold it
+            files, size = 1, found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - other names hold it
+            if stat.S_ISDIR(found.st_mode):
+                below = open_folder(name, fd)
+                try:
+                    tally = count_content(below, self._request.tick)
+                finally:
+                    os.close(below)
+                files, size = tally.files, tally.bytes
             if self._aside is not None:
                 self._aside.take(name, fd, folder)
             elif not result.dry_run:
@@ -219,7 +236,7 @@ class Work:
         except OSError as error:
             result.problem(name, f"cannot be removed: {error.strerror}")
             return
-        result.blobs_freed += 1
+        result.blobs_freed += files
         result.bytes_freed += size
 
     def _watch(self, aside: Aside) -> None:

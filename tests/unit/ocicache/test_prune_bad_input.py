@@ -15,7 +15,7 @@ import pytest
 
 from mothball.cache_fields import CachePolicy
 from mothball.errors import InvalidParams, OperationFailed, PathNotAllowed
-from mothball.ocicache import records, removal, system, work
+from mothball.ocicache import records, removal, system, whole, work
 from mothball.ocicache.measure import usage
 from mothball.ocicache.prune import prune
 from mothball.ocicache.recognise import recognise
@@ -182,12 +182,37 @@ def test_a_cache_that_is_a_mount_point_is_pruned_and_stays_one(yard: CacheYard) 
         assert os.path.ismount(yard.path)
 
 
+@pytest.mark.parametrize("path", ["blobs/sub dir", "blobs/sha256/sub"])
+def test_what_is_bind_mounted_inside_a_cache_is_never_deleted(yard: CacheYard, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same file system, and somebody else's folder."""
+    yard.blob(yard.path / "blobs/sha256", b"old", 40)
+    if os.geteuid() != 0:
+        not_permitted("mount a folder")
+    precious = yard.home / "precious"
+    yard.blob(precious, b"precious", 40, name="file")
+    try:
+        (yard.path / path).mkdir(parents=True)
+        subprocess.run(["mount", "--bind", str(precious), str(yard.path / path)], check=True)
+        for dry_run in (True, False):
+            with pytest.raises(OperationFailed, match="is mounted inside the cache"):
+                yard.prune(everything=True, dry_run=dry_run, kind="blobs")
+        # And when it is mounted after that look.
+        monkeypatch.setattr(whole, "mounts_below", lambda _: [])
+        found = yard.prune(everything=True, kind="blobs")
+        assert "another file system is mounted there" in " ".join(each.reason for each in found.errors)
+    finally:
+        for each in system.mounts_below(str(yard.home)):
+            subprocess.run(["umount", "-l", each], check=True)
+    assert (precious / "file").read_bytes() == b"precious"
+
+
 def test_blobs_on_another_file_system_than_their_cache_are_pruned(yard: CacheYard) -> None:
     pool = yard.path / "blobs" / "sha256"
     with mounted(pool, "size=4m"):
         yard.blob(pool, b"x" * 5000, 40)
         assert (yard.prune(OLD).blobs_freed, len(asides(pool))) == (1, 1)
         yard.blob(pool, b"y" * 5000, 40)
+        assert yard.prune(everything=True, dry_run=True).blobs_freed == 1
         assert yard.prune(everything=True).blobs_freed == 1
         assert {each for each in names(pool) if "aside" not in each} == set()
 
