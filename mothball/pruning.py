@@ -75,7 +75,6 @@ class CacheRun:
         self.settings = settings
         self.cache = declared(settings, folder)
         self.registry = registry
-        self._quarantine = 0
         self._ask = ask or (lambda call: call())
 
     def prune(
@@ -93,7 +92,6 @@ class CacheRun:
 
         here = self.settings
         policy = policy_for(here, self.cache, words)
-        self._quarantine = policy.quarantine
         marks = Pressure(high=here.cache_high_percent, low=here.cache_low_percent) if pressure else None
         with self._one_per_disk() if pressure and not dry_run else nullcontext():
             found = prune(
@@ -135,7 +133,7 @@ class CacheRun:
         host, path = self.settings.host, self.cache.path
         self._ask(lambda: registry.caches.note_pruned(host, path, run, short, reason=reason))
         if result["quarantined_bytes"]:
-            self._ask(lambda: registry.caches.quarantined(host, path, self._quarantine))
+            self._ask(lambda: registry.caches.quarantined(host, path, result["quarantine_ms"]))
 
     def verify(self, *, delete: bool, tick: Tick | None = None) -> dict[str, Any]:
         """Read every entry; with `delete` those go whose content is not what their name says (N-04)."""

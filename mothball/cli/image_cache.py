@@ -328,6 +328,9 @@ def _report(
             continue
         if not json and text is not None:
             line(text(each))
+        if not json:
+            for said in each.get("notes", ()):
+                note(f"note: {where}: {printable(said)}")
         if each.get("advice") and not json:
             note(f"note: {where}: {each['advice']}")
         wrong = each[problems]
@@ -376,9 +379,7 @@ def _undeleted(result: dict[str, Any]) -> str:
 def _listed(result: dict[str, Any]) -> tuple[object, ...]:
     if not result["exists"]:
         return (result["cache_dir"], "not there", *["-"] * 6)
-    oldest, newest = (
-        "-" if result[name] is None else durations.ago(result[name]) for name in ("oldest_ms", "newest_ms")
-    )
+    oldest, newest = ("-" if result[name] is None else durations.ago(result[name]) for name in ("oldest_ms", "newest_ms"))
     return (
         result["cache_dir"],
         result["kind"],

@@ -53,6 +53,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     keep: tuple[str, ...] = ()
     everything: bool = False
     """Also what is no blob goes, because the kind was declared."""
+    held: bool = False
+    """A pull may count on it until `delete_after`, so that a full disk is no reason to delete it before."""
 
 
 class Aside:

@@ -79,7 +79,7 @@ def _of_policy(
 ) -> int:
     killed = state.stage == "moving"
     result.leaked_asides += killed
-    due = force or state.delete_after <= now_ms
+    due = (force and not state.held) or state.delete_after <= now_ms
     blobs = 0
     if give_back is not None and not dry_run:
         # Also long before it is due: the image that needs them is broken until then.

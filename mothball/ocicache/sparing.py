@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -49,6 +50,8 @@ class Sparing:
         self._place = place
         self._folders = cache.layouts
         self._layouts = layouts
+        self.paths = (cache.path, *cache.layouts)
+        """The folders that a pull into it names."""
         self.reach = None if layouts is None else Reach(pool, layouts)
 
     def mark(self) -> None:
@@ -60,6 +63,11 @@ class Sparing:
         """And what became so meanwhile."""
         if self.reach is not None:
             self.reach.again()
+
+    def changed(self) -> tuple[int, ...]:
+        """Something else whenever the cache's own folder changed, or an index that was read."""
+        place = () if self._place.fd is None else (os.fstat(self._place.fd).st_mtime_ns,)
+        return (*place, hash(self.reach.state)) if self.reach is not None else place
 
     def give_back(self, aside: Aside, where: str, note: Note) -> tuple[int, int]:
         """Put back out of the folder `where` of the aside what is reachable; how many blobs, and their bytes.

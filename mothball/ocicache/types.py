@@ -83,7 +83,8 @@ class PruneResult(msgspec.Struct, kw_only=True):
     """What a prune did, or a dry run would do (N-01). Bytes are disk bytes, a file with several names once.
 
     `bytes_freed` and `blobs_freed` are what left the cache in this run, taken from what was moved; `quarantined_bytes` of them
-    are on the disk until their time is over. `leaked_asides`, `leaked_bytes`: left by runs that were killed, removed by this one;
+    are on the disk until their time is over, in `quarantine_ms`. `notes`: in plain words, what was done in another way than was
+    asked; no failure. `leaked_asides`, `leaked_bytes`: left by runs that were killed, removed by this one;
     `expired_bytes`: of earlier runs, whose quarantine ended in this one (those runs counted them). `given_back`: blobs that earlier
     runs moved and that an index names by now, so they are in the cache again. `kept`: entries by reason,
     `kept_bytes` their bytes. `policy`: the words it worked by, ``all`` for a full prune. `gap_ms`: how long the name of the cache
@@ -104,7 +105,9 @@ class PruneResult(msgspec.Struct, kw_only=True):
     expired_bytes: int = 0
     given_back: int = 0
     quarantined_bytes: int = 0
+    quarantine_ms: int = 0
     errors: list[Problem] = msgspec.field(default_factory=list)
+    notes: list[str] = msgspec.field(default_factory=list)
     errors_left_out: int = 0
     before_bytes: int = 0
     after_bytes: int = 0
@@ -119,8 +122,11 @@ class PruneResult(msgspec.Struct, kw_only=True):
 
     def problem(self, path: str, reason: str) -> None:
         """Note what was left alone; after `MAX_ERRORS` they are only counted."""
+        problem = Problem(path, reason)
+        if problem in self.errors:
+            return
         if len(self.errors) < MAX_ERRORS:
-            self.errors.append(Problem(path, reason))
+            self.errors.append(problem)
         else:
             self.errors_left_out += 1
 

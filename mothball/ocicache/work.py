@@ -13,11 +13,13 @@ from typing import Final
 import msgspec
 
 from mothball.cache_fields import CachePolicy
+from mothball.durations import show
 from mothball.ocicache import aside as asides
 from mothball.ocicache.aside import TREE, Aside, State
+from mothball.ocicache.grace import HELD_MS, MOST_S, PRESSED_S, Grace
 from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.place import Place
-from mothball.ocicache.plan import Chooser, Guard
+from mothball.ocicache.plan import MS, Chooser, Guard
 from mothball.ocicache.recognise import ASIDE
 from mothball.ocicache.records import Entry, Records
 from mothball.ocicache.removal import count_content
@@ -32,7 +34,6 @@ from mothball.store import beside
 _BATCH: Final = 256
 SETTLE_S: Final = 2.0
 """How long a layout is watched after blobs left it: a pull that counted on one of them names it about now."""
-_POLL_S: Final = 0.2
 _SKEW_NS: Final = 2_000_000_000
 
 
@@ -70,6 +71,9 @@ class Work:
         self._links = Links()
         self._aside: Aside | None = None
         self._guard: Guard | None = None
+        self._held = ""
+        """Why what went must not be deleted yet."""
+        self._given_at: tuple[int, ...] = ()
 
     def run(self, needed: int, *, at_once: bool) -> None:
         """Remove; `needed`: bytes that must become free on the disk, `at_once`: what goes is deleted in this run."""
@@ -78,6 +82,11 @@ class Work:
                 self._aside = stack.enter_context(asides.make(self._place, self._pool, self._state))
             try:
                 self._remove(needed)
+                if self._referred and self._aside is not None and self._result.blobs_freed:
+                    self._watch(self._aside)
+            except BaseException:
+                self._held = self._held or ("the prune was ended in the middle" if self._referred else "")
+                raise
             finally:
                 if self._aside is not None:
                     self._end(self._aside, at_once=at_once)
@@ -116,8 +125,6 @@ class Work:
             self._go_through(records, chooser, ordered=ordered, now=now)
         if self._whole and request.declared:
             self._take_others()
-        if self._referred and self._aside is not None and result.blobs_freed:
-            self._watch(self._aside)
 
     def _go_through(self, records: Records, chooser: Chooser, *, ordered: bool, now: int) -> None:
         done = 0
@@ -241,31 +248,46 @@ class Work:
 
     def _watch(self, aside: Aside) -> None:
         """Give back what an index names by now: a pull may have found it here and written its index after it went."""
-        until = time.monotonic() + SETTLE_S
-        while True:
-            self._sparing.again()
-            where = f"{TREE}/{self._found.folder}".rstrip("/")
-            blobs, size = self._sparing.give_back(aside, where, self._result.problem)
-            self._result.blobs_freed -= blobs
-            self._result.bytes_freed -= size
-            if blobs:
-                self._keep("reachable", blobs)
-            if time.monotonic() >= until:
-                return
-            time.sleep(_POLL_S)
+        self._held = "the prune was ended before it could tell that no pull counts on it"
+        grace = Grace(self._sparing, self._pool, self._opened, self._request.tick, lambda: self._give_back(aside))
+        most = PRESSED_S if self._request.pressed else MOST_S
+        self._held = grace.wait(settle_s=SETTLE_S, most_s=max(most, SETTLE_S))
+
+    def _give_back(self, aside: Aside) -> None:
+        self._sparing.again()
+        state = (os.fstat(self._pool).st_mtime_ns, *self._sparing.changed())
+        if state == self._given_at:
+            return
+        where = f"{TREE}/{self._found.folder}".rstrip("/")
+        blobs, size = self._sparing.give_back(aside, where, self._result.problem)
+        self._result.blobs_freed -= blobs
+        self._result.bytes_freed -= size
+        self._keep("reachable", blobs)
+        self._given_at = (os.fstat(self._pool).st_mtime_ns, *self._sparing.changed())
 
     def _end(self, aside: Aside, *, at_once: bool) -> None:
         result = self._result
         if not result.blobs_freed:
             aside.drop()
-        elif at_once:
+        elif at_once and not self._held:
             tally = remove(aside, result.problem, self._request.tick)
             if self._whole:  # folders that were moved as one are counted here
                 result.blobs_freed, result.bytes_freed = tally.files, tally.bytes
                 result.before_bytes = max(result.before_bytes, tally.bytes)
         else:
-            aside.say(msgspec.structs.replace(self._state, stage="kept"))
-            result.quarantined_bytes = result.bytes_freed
+            self._hold(aside)
+
+    def _hold(self, aside: Aside) -> None:
+        """It is deleted later; what a pull may count on not before a minute, however full the disk is."""
+        result = self._result
+        now = time.time_ns() // MS
+        until = max(self._state.delete_after, now + HELD_MS) if self._held else self._state.delete_after
+        aside.say(msgspec.structs.replace(self._state, stage="kept", delete_after=until, held=bool(self._held)))
+        result.quarantined_bytes = result.bytes_freed
+        result.quarantine_ms = max(0, until - now)
+        if self._held:
+            text = f"a pull may count on what went: {self._held}. It stays in quarantine for {show(result.quarantine_ms)}; "
+            result.notes.append(text + "the next prune then gives back what an index names, and deletes the rest")
 
     def _now(self) -> int:
         """The clock of the files, ns: this host's, unless the file system has another (a server's)."""
