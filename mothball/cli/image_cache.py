@@ -34,7 +34,7 @@ SHOWN = 5
 WHY = {
     "young": "written within the grace", "used": "used lately enough", "reserve": "within the reserve", "open": "open",
     "leased": "used since a lease began", "kept": "to be kept", "reachable": "reachable from an index", "other": "no blob",
-    "pulling": "maybe needed by a pull in progress",
+    "algorithm": "named by another digest than sha256", "pulling": "maybe needed by a pull in progress",
 }  # fmt: skip
 """Reasons to stay, as the answer words them."""
 HostOption = Annotated[str | None, typer.Option(help="Host whose caches they are; default: this one, at once.", show_default=False)]

@@ -17,7 +17,7 @@ from mothball.ocicache import whole
 from mothball.ocicache.aside import Pools, State, pools
 from mothball.ocicache.place import Place, locked, open_place, work_folder
 from mothball.ocicache.plan import disk_of, explain, to_free, under_pressure
-from mothball.ocicache.recognise import open_below, recognise_fd
+from mothball.ocicache.recognise import ALGORITHMS, open_below, recognise_fd
 from mothball.ocicache.removal import count_content
 from mothball.ocicache.settle import settle
 from mothball.ocicache.sparing import Sparing
@@ -83,6 +83,21 @@ def open_pool(place: Place, found: Found) -> int | None:
                 f"{where!r} leads through a symbolic link or a file; nothing is pruned through it", path=where
             ) from None
         raise
+
+
+def of_other_digests(place: Place, found: Found) -> int:
+    """How many blobs lie beside those named by sha256: they are left alone, for nobody says what needs them."""
+    above, count = found.folder.rpartition("/")[0], 0
+    for name in ALGORITHMS - {"sha256"} if found.folder and place.fd is not None else ():
+        try:
+            fd = open_below(place.fd, f"{above}/{name}".lstrip("/"))
+        except OSError:
+            continue
+        try:
+            count += count_content(fd, _silent).files
+        finally:
+            os.close(fd)
+    return count
 
 
 def _nobody() -> Sequence[Lease]:
@@ -186,7 +201,7 @@ class _Request:
         if self.everything and not referred:
             whole.check_mounts(self.cache.path, found.folder)
             state = replace(state, stage="full")
-            if result.dry_run and whole.can_exchange(place, pool):
+            if result.dry_run and whole.can_exchange(place, pool, state):
                 whole.promise(place, pool, state, result, self.tick)
                 return
             if not result.dry_run and whole.exchange_whole(place, pool, state, result, self.tick):
@@ -202,4 +217,6 @@ class _Request:
             self.leases,
             self.tick,
         )
+        if others := of_other_digests(place, found):
+            result.kept["algorithm"] = others
         Work(request, place, pool, found, sparing, state, result).run(needed, at_once=at_once)

@@ -19,7 +19,7 @@ import msgspec
 from mothball.errors import Busy, Corrupt
 from mothball.ocicache.recognise import HEX, open_below
 from mothball.ocicache.system import open_file, open_folder
-from mothball.ocicache.table import Digests
+from mothball.ocicache.table import Digests, Texts
 from mothball.store.foreign import MAX_DOCUMENT, read_json
 
 INDEX: Final = "index.json"
@@ -29,7 +29,8 @@ _MANIFEST: Final = re.compile(r"application/vnd\.(?:oci\.image\.(?:manifest|inde
 _LEAF: Final = re.compile(
     r"application/vnd\.oci\.(?:image\.(?:layer|config)|empty)|application/vnd\.docker\.(?:image\.rootfs|container\.image)|application/x-tar"
 )
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_DIGEST: Final = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-zA-Z=_-]{32,256}\Z")
+_SHA256: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _TRIES: Final = 5
 _WRITTEN_S: Final = 2.0
 _DEPTH: Final = 3
@@ -46,7 +47,10 @@ class Reach:
         """`pool`: the folder of the blobs. `layouts` yields (name, descriptor, valid until the next) of each layout."""
         self._pool = pool
         self._layouts = layouts
+        self.asides: list[int] = []
+        """Folders of blobs that earlier runs moved: what an index names of them comes back, with all that it names."""
         self.reachable = Digests()
+        self._others, self._followed = Texts(), Texts()
         self.missing: list[str] = []
         self.missing_count = 0
         self.state = b""
@@ -55,6 +59,7 @@ class Reach:
         """Walk from the indexes; afterwards they are what they were before. Raises `Corrupt`, `Busy`, `OSError`."""
         for _ in range(_TRIES):
             self.reachable, self.missing, self.missing_count = Digests(), [], 0
+            self._others, self._followed = Texts(), Texts()
             before = self._indexes(self._walk)
             if before == self.signature():
                 self.state = before
@@ -67,6 +72,7 @@ class Reach:
             now = self.signature()
             if now == self.state:
                 return
+            self._followed = Texts()  # what was missing may be there by now
             self._indexes(self._walk)
             self.state = now
         raise Busy(what="the layout", reason="its index changes all the time; try again later")
@@ -78,7 +84,7 @@ class Reach:
     def add(self, digest: str) -> None:
         """Count a blob (64 hex digits) and all it names as reachable: a referrer of something reachable."""
         if self.reachable.add(digest):
-            self._follow([(digest, "", 0)], "a referrer", None)
+            self._follow([(f"sha256:{digest}", False)], "a referrer", None)
 
     def _indexes(self, use: Callable[[str, int, bytes], None]) -> bytes:
         whole = hashlib.sha256()
@@ -99,72 +105,94 @@ class Reach:
             raise Corrupt(what=what, reason="its 'manifests' is no list; nothing was deleted")
         self._follow(list(self._named(document, fd)), what, fd)
 
-    def _follow(self, todo: list[tuple[str, str, int]], what: str, layout: int | None) -> None:
+    def _follow(self, todo: list[tuple[str, bool]], what: str, layout: int | None) -> None:
         while todo:
-            digest, media, _ = todo.pop()
-            known = _MANIFEST.match(media) is not None
-            data = self._read(digest, layout, MAX_DOCUMENT if known else SMALL)
+            digest, known = todo.pop()
+            # By the whole digest and in secret: who makes an image must not choose what is taken for followed already.
+            if not self._followed.add(f"{digest} {known}"):
+                continue
+            data = self._read(digest, layout, MAX_DOCUMENT if known else SMALL, known=known)
             if data is None or (not known and data.lstrip()[:1] != b"{"):
                 continue
             try:
-                text = f"manifest sha256:{digest}, which {what} names,"
-                document = read_json(data, dict[str, Any], text, digest=f"sha256:{digest}")
+                text = f"manifest {digest}, which {what} names,"
+                document = read_json(data, dict[str, Any], text, digest=digest)
             except Corrupt:
                 if known:
                     raise  # what it names is unknown, so nothing can be said to be unreachable
                 continue
             todo.extend(self._named(document, layout))
 
-    def _named(self, document: dict[str, Any], layout: int | None) -> Iterator[tuple[str, str, int]]:
-        """Mark all that `document` names; yields what may name others and was not seen yet."""
-        for digest, media, size, weak in descriptors(document):
-            if not self.reachable.add(digest):
-                continue
-            leaf = _LEAF.match(media) is not None
-            if not self._there(digest, layout):
-                if not weak:
-                    self.missing_count += 1
-                    if len(self.missing) < _SHOWN:
-                        self.missing.append(f"sha256:{digest}")
-            elif not leaf and (size <= SMALL or _MANIFEST.match(media)):
-                yield digest, media, size
+    def _named(self, document: dict[str, Any], layout: int | None) -> Iterator[tuple[str, bool]]:
+        """Mark all that `document` names; yields what may name others, and whether it is said to be a manifest.
+
+        One digest may be named as two things; what it really is, is seen when it is read, however large it was said to be.
+        """
+        for digest, media, weak in descriptors(document):
+            known = _MANIFEST.match(media) is not None
+            fresh = self.reachable.add(digest[7:]) if _SHA256.match(digest) else self._others.add(digest)
+            if fresh and not weak and not self._there(digest, layout):
+                self.missing_count += 1
+                if len(self.missing) < _SHOWN:
+                    self.missing.append(digest)
+            if known or not _LEAF.match(media):
+                yield digest, known
 
     def _there(self, digest: str, layout: int | None) -> bool:
-        try:
-            os.stat(digest, dir_fd=self._pool, follow_symlinks=False)
-        except FileNotFoundError:
-            if layout is None:
-                return False
+        for folder in self._folders(digest, layout):
             try:
-                os.stat(f"blobs/sha256/{digest}", dir_fd=layout, follow_symlinks=False)
+                os.stat(digest.partition(":")[2], dir_fd=folder, follow_symlinks=False)
             except OSError:
-                return False
-        return True
+                continue
+            return True
+        return False
 
-    def _read(self, digest: str, layout: int | None, limit: int) -> bytes | None:
-        """A blob; None when it is missing, or larger than `limit`. `Corrupt` when it is there and cannot be read."""
-        try:
-            return _read_file(digest, self._pool, limit)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise Corrupt(what=f"blob sha256:{digest}", reason=f"{error.strerror}; nothing was deleted") from error
-        if layout is not None:
+    def _read(self, digest: str, layout: int | None, limit: int, *, known: bool) -> bytes | None:
+        """A blob; None when it is missing, or (not for a `known` manifest) no file or larger than `limit`.
+
+        `Corrupt` when it is there and cannot be read.
+        """
+        for folder in self._folders(digest, layout):
             try:
-                own = open_below(layout, "blobs/sha256")
-            except OSError:
-                return None
-            try:
-                return _read_file(digest, own, limit)
-            except OSError:
-                return None
-            finally:
-                os.close(own)
+                data = _read_file(digest.partition(":")[2], folder, limit)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise Corrupt(what=f"blob {digest}", reason=f"{error.strerror}; nothing was deleted") from error
+            if data is None and known:
+                text = "it is to be a manifest, and is no file, or too large for one; nothing was deleted"
+                raise Corrupt(what=f"blob {digest}", reason=text)
+            return data
         return None
 
+    def _folders(self, digest: str, layout: int | None) -> Iterator[int]:
+        """Where the blob may lie: the folder of the blobs, asides of earlier runs, the layout's own. Each is closed by the next."""
+        algorithm = digest.partition(":")[0]
+        if algorithm == "sha256":
+            yield self._pool
+            yield from self.asides
+        else:
+            yield from _opened(f"../{algorithm}", self._pool)
+        if layout is not None:
+            yield from _opened(f"blobs/{algorithm}", layout)
 
-def descriptors(document: dict[str, Any]) -> Iterator[tuple[str, str, int, bool]]:
-    """(digest, media type, size, may be missing) of everything in `document` that has a digest, whatever its type is."""
+
+def _opened(where: str, fd: int) -> Iterator[int]:
+    try:
+        found = open_below(fd, where)
+    except OSError:
+        return
+    try:
+        yield found
+    finally:
+        os.close(found)
+
+
+def descriptors(document: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """(digest, media type, may be missing) of everything in `document` that has a digest, whatever its type is.
+
+    Names of fields count in any case: that is how Go's tools read them.
+    """
     todo: list[tuple[Any, bool]] = [(document, False)]
     while todo:
         item, weak = todo.pop()
@@ -173,27 +201,34 @@ def descriptors(document: dict[str, Any]) -> Iterator[tuple[str, str, int, bool]
             continue
         if not isinstance(item, dict):
             continue
-        for key in ("digest", "blobSum"):
-            digest = item.get(key)
-            if isinstance(digest, str) and _DIGEST.match(digest):
-                media, size = item.get("mediaType"), item.get("size")
-                elsewhere = weak or bool(item.get("urls")) or bool(item.get("data"))
-                yield digest[7:], media if isinstance(media, str) else "", size if isinstance(size, int) else 0, elsewhere
-        todo.extend((value, weak or key == "subject") for key, value in item.items() if isinstance(value, (dict, list)))
+        media, elsewhere = "", weak
+        digests = []
+        for name, value in item.items():
+            key = name.lower()
+            if key in {"digest", "blobsum"} and isinstance(value, str) and _DIGEST.match(value):
+                digests.append(value)
+            elif key == "mediatype" and isinstance(value, str):
+                media = value.lower()
+            elif key in {"urls", "data"}:
+                elsewhere = elsewhere or bool(value)
+            if isinstance(value, (dict, list)):
+                todo.append((value, weak or key == "subject"))
+        for digest in digests:
+            yield digest, media, elsewhere
 
 
 def subject_of(name: str, fd: int) -> str | None:
     """The digest (64 hex digits) that the blob `name` refers to as its subject; None for what is no such manifest."""
     try:
         data = _read_file(name, fd, SMALL, first=b"{")
-        if data is None or b'"subject"' not in data:
+        if data is None or b'"subject"' not in data.lower():
             return None
         document = read_json(data, dict[str, Any], name)
     except (OSError, Corrupt):
         return None
-    subject = document.get("subject")
+    subject = next((value for key, value in document.items() if key.lower() == "subject"), None)
     digest = subject.get("digest") if isinstance(subject, dict) else None
-    return digest[7:] if isinstance(digest, str) and _DIGEST.match(digest) else None
+    return digest[7:] if isinstance(digest, str) and _SHA256.match(digest) else None
 
 
 def read_index(fd: int, name: str) -> bytes:
@@ -264,18 +299,23 @@ def layouts_in(folder: str, *, unfinished: bool = False) -> Iterator[tuple[str, 
 
 def _layouts_below(path: str, fd: int, depth: int, unfinished: bool) -> Iterator[tuple[str, int]]:
     with os.scandir(fd) as entries:
-        found = sorted((each.name, each.is_dir(follow_symlinks=False)) for each in entries)
-    has_index = any(name == INDEX for name, _ in found)
+        found = sorted((each.name, each.is_dir(follow_symlinks=False), each.is_symlink()) for each in entries)
+    has_index = any(name == INDEX for name, *_ in found)
     if has_index != unfinished:
         yield path, fd
-    if has_index:
-        return
     if len(found) > _MAX_LAYOUTS:
         text = f"it has more than {_MAX_LAYOUTS:,} entries; nothing was deleted"
         raise Corrupt(what=f"the folder of layouts {path!r}", reason=text)
-    for name, is_folder in found:
-        if not is_folder or not depth or HEX.match(name):
+    for name, is_folder, is_link in found:
+        if is_link:
+            _check_link(path, name, fd)
+        if not is_folder or (has_index and name == "blobs"):
             continue
+        if not depth:
+            if name.startswith("."):
+                continue
+            text = f"it lies more than {_DEPTH} levels deep, and a layout may be in it; nothing was deleted. Name it in layouts="
+            raise Corrupt(what=f"the folder {path}/{name}", reason=text)
         try:
             deeper = open_folder(name, fd)
         except FileNotFoundError:
@@ -287,6 +327,20 @@ def _layouts_below(path: str, fd: int, depth: int, unfinished: bool) -> Iterator
             yield from _layouts_below(f"{path}/{name}", deeper, depth - 1, unfinished)
         finally:
             os.close(deeper)
+
+
+def _check_link(path: str, name: str, fd: int) -> None:
+    """A link that leads out of the folder, to another one: a layout there would not be seen. Raises `Corrupt`."""
+    try:
+        target = os.readlink(name, dir_fd=fd)
+        if not target.startswith("/") and ".." not in target.split("/"):
+            return  # what it leads to is looked at where it lies
+        is_folder = stat.S_ISDIR(os.stat(name, dir_fd=fd).st_mode)
+    except OSError:  # it leads nowhere
+        return
+    if is_folder:
+        text = f"it is a symbolic link, and a layout may be where it leads; nothing was deleted. Name {target!r} in layouts="
+        raise Corrupt(what=f"{path}/{name}", reason=text)
 
 
 def busy_with(fd: int, since_ns: int, is_open: Callable[[int], bool]) -> str | None:

@@ -24,7 +24,7 @@ FLAT: Final = re.compile(r"sha256[:-][0-9a-f]{64}\Z")
 HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
 BLOBINFO: Final = re.compile(r"blob-info-cache-v1\.(?:boltdb|sqlite)\Z")
 BESIDE_BLOBINFO: Final = re.compile(r"blob-info-cache-v1\.(?:boltdb\.lock|sqlite-(?:wal|shm|journal))\Z")
-_ALGORITHMS: Final = frozenset({"sha256", "sha384", "sha512"})
+ALGORITHMS: Final = frozenset({"sha256", "sha384", "sha512"})
 _SHOWN: Final = 3
 _DIRECTORY_MARK: Final = ("index.json", "oci-layout")
 _ADVICE: Final = {
@@ -71,7 +71,7 @@ def _recognised(fd: int, path: str, declared: str | None, top: _Top) -> Found:
     if top.flat and not top.foreign and not top.special:
         return Found(Kind.FLAT, f"its {top.flat} entries are named by digests")
     for special, kind, where in (("blobs", Kind.BLOBS, "blobs/sha256"), ("sha256", Kind.SHARED, "sha256")):
-        if special in top.special and not top.flat and not top.foreign and top.special <= ({special} | _ALGORITHMS):
+        if special in top.special and not top.flat and not top.foreign and top.special <= ({special} | ALGORITHMS):
             if _holds_blobs(fd, where):
                 return Found(kind, f"it has {where} and no index", folder=where)
             raise _unrecognised(path, f"it has {special!r}, and what lies in it is not named by digests")
@@ -125,7 +125,7 @@ class _Top:
     def _other(self, name: str) -> None:
         if BLOBINFO.match(name) or BESIDE_BLOBINFO.match(name):
             self.blobinfo = True
-        elif name in {"blobs", *_DIRECTORY_MARK} or name in _ALGORITHMS:
+        elif name in {"blobs", *_DIRECTORY_MARK} or name in ALGORITHMS:
             self.special.add(name)
         else:
             if name in _SIGNS or name.startswith("io.containerd."):

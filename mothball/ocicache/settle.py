@@ -254,10 +254,15 @@ def _is_empty(each: Aside, state: State) -> bool:
     if fd is None:
         return True
     try:
-        with os.scandir(fd) as listed:
-            return next(listed, None) is None
+        return is_empty(fd)
     finally:
         os.close(fd)
+
+
+def is_empty(fd: int) -> bool:
+    """True when the open folder has nothing in it."""
+    with os.scandir(fd) as listed:
+        return next(listed, None) is None
 
 
 def _pool(place: Place, folder: str) -> int | None:

@@ -9,13 +9,14 @@ from itertools import chain
 from typing import Final
 
 from mothball.cache_fields import Cache
+from mothball.errors import Corrupt
 from mothball.ocicache.aside import Aside
 from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.place import Place
 from mothball.ocicache.reach import Reach, busy_with, layouts_in, subject_of
 from mothball.ocicache.records import Records
 from mothball.ocicache.removal import Note
-from mothball.ocicache.settle import put_back
+from mothball.ocicache.settle import is_empty, put_back
 from mothball.ocicache.types import PruneResult, Tick
 
 QUIET_NS: Final = 60 * 1_000_000_000
@@ -27,7 +28,7 @@ _TICKS: Final = 256
 Layouts = Callable[[], Iterator[tuple[str, int]]]
 
 
-def layouts_of(cache: Cache, place: Place) -> Layouts:
+def layouts_of(cache: Cache, place: Place, pool: int) -> Layouts:
     """The layouts that refer to the blobs of the cache: it is one itself, or they were declared."""
 
     def itself() -> Iterator[tuple[str, int]]:
@@ -35,7 +36,13 @@ def layouts_of(cache: Cache, place: Place) -> Layouts:
 
     def declared() -> Iterator[tuple[str, int]]:
         for folder in cache.layouts:
-            yield from layouts_in(folder)
+            none = True
+            for found in layouts_in(folder):
+                none = False
+                yield found
+            if none and not is_empty(pool):
+                text = f"there is no layout in {folder!r}, so nobody knows which blobs are needed; nothing was deleted"
+                raise Corrupt(f"{text}; is its disk mounted? If none refers to them any more, declare kind=blobs", path=folder)
 
     return declared if cache.layouts else itself
 
@@ -45,7 +52,7 @@ class Sparing:
 
     def __init__(self, cache: Cache, place: Place, pool: int, *, referred: bool) -> None:
         """`referred`: layouts need its blobs."""
-        layouts = layouts_of(cache, place) if referred else None
+        layouts = layouts_of(cache, place, pool) if referred else None
         self._pool = pool
         self._place = place
         self._folders = cache.layouts

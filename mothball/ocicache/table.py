@@ -1,15 +1,22 @@
 """Sets of millions in a few bytes each: digests that are reachable, files with several names.
 
 A digest is known by its first eight bytes, as in `mothball.store.marks`: two that agree in those make a prune keep a blob that it
-could take, never the other way round.
+could take, never the other way round. Where the other way round would be possible it is known by a secret hash (`Texts`).
 """
 
 from __future__ import annotations
 
+import secrets
 from array import array
+from hashlib import blake2b
 from typing import Final
 
-_FIRST: Final = 1 << 10
+_FIRST_BITS: Final = 10
+_FIRST: Final = 1 << _FIRST_BITS
+_WORD: Final = (1 << 64) - 1
+_ODD: Final = secrets.randbits(64) | 1
+"""Whoever chooses the digests of an image must not know which of them meet in one slot."""
+_SECRET: Final = secrets.token_bytes(16)
 _FULL: Final = 0.66
 
 
@@ -18,6 +25,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self._mask = _FIRST - 1
+        self._shift = 64 - _FIRST_BITS
         self._keys = array("Q", bytes(8 * _FIRST))
         self._counts = array("I", bytes(4 * _FIRST))
         self._limit = int(_FIRST * _FULL)
@@ -41,7 +49,7 @@ class Numbers:
 
     def _slot(self, key: int) -> int:
         keys, counts, mask = self._keys, self._counts, self._mask
-        slot = (key * 0x9E3779B97F4A7C15 >> 20) & mask
+        slot = (key * _ODD & _WORD) >> self._shift
         while counts[slot] and keys[slot] != key:
             slot = (slot + 1) & mask
         return slot
@@ -50,6 +58,7 @@ class Numbers:
         keys, counts = self._keys, self._counts
         slots = 2 * (self._mask + 1)
         self._mask = slots - 1
+        self._shift -= 1
         self._keys, self._counts = array("Q", bytes(8 * slots)), array("I", bytes(4 * slots))
         self._limit = int(slots * _FULL)
         for key, count in zip(keys, counts, strict=True):
@@ -73,6 +82,17 @@ class Digests:
 
     def __contains__(self, digest: str) -> bool:
         return int(digest[:16], 16) in self._numbers
+
+
+class Texts:
+    """Which texts are in it; which two are taken for one nobody can choose."""
+
+    def __init__(self) -> None:
+        self._numbers = Numbers()
+
+    def add(self, text: str) -> bool:
+        """True when it was not in it yet."""
+        return self._numbers.add(int.from_bytes(blake2b(text.encode(), digest_size=8, key=_SECRET).digest())) == 1
 
 
 class Links:

@@ -24,15 +24,30 @@ from mothball.ocicache.types import PruneResult, Tick
 _NOT_HERE = frozenset({errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM})
 
 
-def can_exchange(place: Place, pool: int) -> bool:
+def can_exchange(place: Place, pool: int, state: State) -> bool:
     """False when it is known that the cache cannot be exchanged, so that its entries go one by one."""
     return (
         place.fd is not None
         and place.parent is not None
+        and (state.everything or _alone(place.fd, state.folder))
         and place.movable
         and mount_of(pool) == mount_of(place.fd)
         and os.access(f"/proc/self/fd/{place.parent}", os.W_OK | os.X_OK, effective_ids=True)
     )
+
+
+def _alone(fd: int, folder: str) -> bool:
+    """True when there is nothing beside the folder of the blobs, nor beside what it lies in: that would go with them."""
+    parts = folder.split("/") if folder else []
+    for depth, part in enumerate(parts):
+        above = open_below(fd, "/".join(parts[:depth]))
+        try:
+            with os.scandir(above) as listed:
+                if any(each.name != part and not each.name.startswith(ASIDE) for each in listed):
+                    return False
+        finally:
+            os.close(above)
+    return True
 
 
 def check_mounts(path: str, folder: str) -> None:
@@ -81,7 +96,7 @@ def exchange_whole(place: Place, pool: int, state: State, result: PruneResult, t
 
     Raises `Busy` when another folder took its name meanwhile, `OperationFailed`.
     """
-    if not can_exchange(place, pool):
+    if not can_exchange(place, pool, state):
         return False
     with asides.make(place, pool, state) as aside:
         if aside is None or place.parent is None or not _same(aside.holder, place.parent):

@@ -139,7 +139,8 @@ def test_a_disk_that_fills_is_kept_below_its_high_mark_by_pressure_while_pulls_g
 
     def pull() -> None:
         puller.pull_next()
-        time.sleep(0.2)
+        # 10 MiB come in more time than heartbeat, sweep and prune take together, also when the machine has little else to do.
+        time.sleep(0.6)
 
     with Loop(pull) as loop:
         until(fleet, lambda: len(pruned(fleet, puller.cache, reason="pressure")) >= 2, loop)
