@@ -13,17 +13,20 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, Literal
 
 import msgspec
 
-from mothball.errors import MothballError, NoSpace, OperationFailed
+from mothball.errors import Corrupt, MothballError, NoSpace, OperationFailed
 from mothball.ocicache.place import Place
 from mothball.ocicache.recognise import ASIDE, open_below
 from mothball.ocicache.system import mount_of, open_folder
+from mothball.ocicache.types import Kind
 from mothball.store import beside
+from mothball.store.foreign import read_json
 
 TREE: Final = "tree"
 """Entries that a policy moved, each where it lay in the cache."""
@@ -31,6 +34,8 @@ NEW: Final = "new"
 """The folder that takes the place of the cache in a full prune; after the exchange it is the old one."""
 OLD: Final = "old"
 """The cache, where names cannot be exchanged: between two renames its name means nothing."""
+_FOLDERS: Final = frozenset({"", "sha256", "blobs/sha256"})
+"""Where blobs lie in caches: nothing that a state says leads anywhere else."""
 _RANDOM: Final = 8
 _HEX: Final = re.compile(r"[0-9a-f]{16}\Z")
 _MAX_NAME: Final = 180
@@ -68,7 +73,21 @@ class Aside:
 
     def state(self) -> State | None:
         """What it says of itself; None when it says nothing, or nothing that can be read."""
-        return beside.read_state(self.fd, State, "the state of a prune", _STATE_BYTES)
+        try:
+            fd = os.open(beside.STATE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError:
+            return None
+        try:
+            seen = os.fstat(fd)
+            if not stat.S_ISREG(seen.st_mode) or seen.st_uid != os.geteuid():
+                return None
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                found = read_json(file.read(_STATE_BYTES), State, "the state of a prune")
+        except (Corrupt, OSError):
+            return None
+        finally:
+            os.close(fd)
+        return found if found.folder in _FOLDERS and found.kind in set(Kind) else None
 
     def say(self, state: State) -> None:
         """Write it down so that it survives a power cut. Raises `OSError`."""
@@ -215,9 +234,14 @@ Pools = Sequence[int]
 def pools(place: Place, pool: int | None, *, inside: bool = True) -> Pools:
     """Where asides may lie. `inside` False: it is known that the cache itself has none at its top."""
     here = [place.fd] if inside and place.fd is not None else []
-    if pool is not None and place.fd is not None and mount_of(pool) != mount_of(place.fd):
+    if pool is not None and place.fd is not None and (mount_of(pool) != mount_of(place.fd) or not may_write(place.fd)):
         here.append(pool)
     return here
+
+
+def may_write(fd: int) -> bool:
+    """True when this user may make and rename things in the open folder."""
+    return os.access(f"/proc/self/fd/{fd}", os.W_OK | os.X_OK, effective_ids=True)
 
 
 def found(place: Place, pools: Pools) -> Iterator[Aside | None]:
@@ -256,7 +280,7 @@ def _one(place: Place, holder: int, name: str, seen: set[tuple[int, int]]) -> It
     try:
         known = os.fstat(fd)
         identity = (known.st_dev, known.st_ino)
-        if known.st_uid != os.geteuid() or identity in seen:
+        if known.st_uid != os.geteuid() or known.st_mode & 0o022 or identity in seen:
             return
         seen.add(identity)
         try:

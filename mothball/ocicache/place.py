@@ -63,7 +63,7 @@ def open_place(path: str, *, data_dir: Path, roots: Sequence[Path] = ()) -> Iter
     try:
         place.open()
         if place.fd is not None:
-            _check_alone(path, [*roots, data_dir, Path("/"), Path("~").expanduser()])
+            _check_alone(path, [*roots, data_dir, Path("/"), Path("~").expanduser()], data_dir)
         yield place
     finally:
         for fd in (place.fd, parent):
@@ -108,9 +108,13 @@ def _refusal(error: OSError, part: str, path: str) -> Exception:
     return OperationFailed(f"{part!r} cannot be opened: {error.strerror}", path=path)
 
 
-def _check_alone(path: str, kept: Sequence[Path]) -> None:
+def _check_alone(path: str, kept: Sequence[Path], data_dir: Path) -> None:
     """By inode, whatever the names are: a bind mount gives a folder a second one."""
     here = Path(path)
+    if lies_in(here, data_dir):
+        raise PathNotAllowed(
+            f"{path!r} cannot be a cache: it lies in the data dir {str(data_dir)!r}, where the captures are", path=path
+        )
     for each in kept:
         if identity(each) is not None and lies_in(each.resolve(), here):
             raise PathNotAllowed(f"{path!r} cannot be a cache: it is, or holds, {str(each)!r}", path=path)

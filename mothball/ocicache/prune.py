@@ -15,6 +15,7 @@ from mothball.cache_fields import Cache, CachePolicy
 from mothball.errors import Busy, InvalidParams, PathNotAllowed
 from mothball.ocicache import whole
 from mothball.ocicache.aside import Pools, State, pools
+from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.place import Place, locked, open_place, work_folder
 from mothball.ocicache.plan import disk_of, explain, to_free, under_pressure
 from mothball.ocicache.recognise import ALGORITHMS, open_below, recognise_fd
@@ -88,7 +89,9 @@ def open_pool(place: Place, found: Found) -> int | None:
 def of_other_digests(place: Place, found: Found) -> int:
     """How many blobs lie beside those named by sha256: they are left alone, for nobody says what needs them."""
     above, count = found.folder.rpartition("/")[0], 0
-    for name in ALGORITHMS - {"sha256"} if found.folder and place.fd is not None else ():
+    if place.fd is None or not found.folder:
+        return 0
+    for name in ALGORITHMS - {"sha256"}:
         try:
             fd = open_below(place.fd, f"{above}/{name}".lstrip("/"))
         except OSError:
@@ -98,6 +101,13 @@ def of_other_digests(place: Place, found: Found) -> int:
         finally:
             os.close(fd)
     return count
+
+
+def in_use(path: str, pool: int) -> bool:
+    """True when a process has something in the folder open."""
+    opened = OpenFiles(os.fstat(pool).st_dev, [path])
+    with os.scandir(pool) as listed:
+        return any(each.inode() in opened for each in listed)
 
 
 def _nobody() -> Sequence[Lease]:
@@ -198,6 +208,8 @@ class _Request:
             keep=self.policy.keep,
             everything=self.cache.kind is not None,
         )
+        if self.everything and found.kind is Kind.BLOBINFO and in_use(self.cache.path, pool):
+            raise Busy(what=f"the cache {self.cache.path!r}", reason="a process has its database open; try again later")
         if self.everything and not referred:
             whole.check_mounts(self.cache.path, found.folder)
             state = replace(state, stage="full")

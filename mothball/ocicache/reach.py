@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from mothball.errors import Busy, Corrupt
-from mothball.ocicache.recognise import HEX, open_below
+from mothball.ocicache.recognise import ASIDE, HEX, open_below
 from mothball.ocicache.system import open_file, open_folder
 from mothball.ocicache.table import Digests, Texts
 from mothball.store.foreign import MAX_DOCUMENT, read_json
@@ -280,9 +280,10 @@ def _read_file(name: str, folder: int, limit: int, *, first: bytes = b"") -> byt
         os.close(fd)
 
 
-def layouts_in(folder: str, *, unfinished: bool = False) -> Iterator[tuple[str, int]]:
+def layouts_in(folder: str, *, unfinished: bool = False, but: int | None = None) -> Iterator[tuple[str, int]]:
     """(path, descriptor) of every layout in `folder` or up to three levels below; the descriptor is closed after each.
 
+    `but`: an open folder that is not entered, the cache itself.
     `unfinished`: instead, folders that are none yet: a pull writes a new layout's index last.
     `Corrupt` when the folder is missing, or holds what cannot be looked at: then nothing is known of what its layouts need.
     """
@@ -292,14 +293,20 @@ def layouts_in(folder: str, *, unfinished: bool = False) -> Iterator[tuple[str, 
         text = f"the folder of layouts {folder!r}: {error.strerror}; without it nobody knows which blobs are needed"
         raise Corrupt(f"{text}, so nothing was deleted; look at layouts= in MOTHBALL_IMAGE_CACHES", path=folder) from error
     try:
-        yield from _layouts_below(folder, fd, _DEPTH, unfinished)
+        known = None if but is None else os.fstat(but)
+        yield from _layouts_below(folder, fd, _DEPTH, unfinished, None if known is None else (known.st_dev, known.st_ino))
     finally:
         os.close(fd)
 
 
-def _layouts_below(path: str, fd: int, depth: int, unfinished: bool) -> Iterator[tuple[str, int]]:
+def _layouts_below(path: str, fd: int, depth: int, unfinished: bool, but: tuple[int, int] | None) -> Iterator[tuple[str, int]]:
+    known = os.fstat(fd)
+    if but == (known.st_dev, known.st_ino):
+        return
     with os.scandir(fd) as entries:
-        found = sorted((each.name, each.is_dir(follow_symlinks=False), each.is_symlink()) for each in entries)
+        found = sorted(
+            (each.name, each.is_dir(follow_symlinks=False), each.is_symlink()) for each in entries if ASIDE not in each.name
+        )
     has_index = any(name == INDEX for name, *_ in found)
     if has_index != unfinished:
         yield path, fd
@@ -324,7 +331,7 @@ def _layouts_below(path: str, fd: int, depth: int, unfinished: bool) -> Iterator
             text = f"{error.strerror}; a layout may lie in it, so nothing was deleted"
             raise Corrupt(what=f"the folder {path}/{name}", reason=text) from error
         try:
-            yield from _layouts_below(f"{path}/{name}", deeper, depth - 1, unfinished)
+            yield from _layouts_below(f"{path}/{name}", deeper, depth - 1, unfinished, but)
         finally:
             os.close(deeper)
 

@@ -17,6 +17,7 @@ from typing import IO, Final, NamedTuple, Self
 RUN: Final = 32_768
 """Records that are sorted in memory at a time."""
 _READ: Final = 512
+_LATEST: Final = (1 << 64) - 1
 _FORMAT: Final = struct.Struct(">Q32sBQQQQQI")
 _FORMS: Final = ("{}", "sha256:{}", "sha256-{}")
 _NAMED: Final = len(_FORMS)
@@ -58,6 +59,11 @@ def key_of(name: str) -> tuple[bytes, int]:
     return name.encode(), _NAMED
 
 
+def within(time: int) -> int:
+    """A time that a record can hold, ns: before 1970 as 1970, after 2554 as then. Anybody can give a file such times."""
+    return 0 if time < 0 else min(time, _LATEST)
+
+
 class Records:
     """Filled, then read, once or again, in order of last use (`ordered`) or as they came."""
 
@@ -79,8 +85,8 @@ class Records:
             self._file.close()
 
     def add(self, used: int, key: bytes, form: int, inode: int, size: int, room: int, mtime: int, atime: int, links: int) -> None:
-        """One entry; times before 1970 count as 1970."""
-        record = _FORMAT.pack(max(used, 0), key, form, inode, size, room, max(mtime, 0), max(atime, 0), min(links, 0xFFFFFFFF))
+        """One entry; times as `within` has them."""
+        record = _FORMAT.pack(within(used), key, form, inode, size, room, within(mtime), within(atime), min(links, 0xFFFFFFFF))
         self._here.append(record)
         self.count += 1
         self.bytes += room

@@ -64,8 +64,9 @@ def remove_content(fd: int, tick: Tick, note: Note, spare: Spare | None = None, 
     return work.tally
 
 
-def count_content(fd: int, tick: Tick, *, skip: Callable[[str], bool] | None = None, files: bool = True) -> Tally:
-    """What `remove_content` would free, without those at the top that `skip` names. `files` False: folders are not entered."""
+def count_content(fd: int, tick: Tick, *, skip: Callable[[int, os.DirEntry[str]], bool] | None = None, depth: int = 0) -> Tally:
+    """What `remove_content` would free, without what `skip` says (given a folder and an entry), down to the level `depth`."""
+    deepest = depth
     tally, links = Tally(), Links()
     mount, seen = mount_of(fd), 0
 
@@ -76,14 +77,14 @@ def count_content(fd: int, tick: Tick, *, skip: Callable[[str], bool] | None = N
                 seen += 1
                 if not seen % _SOME:
                     tick(seen)
-                if not depth and skip is not None and skip(entry.name):
+                if skip is not None and depth <= deepest and skip(folder, entry):
                     continue
                 with suppress(OSError):
                     found = entry.stat(follow_symlinks=False)
                     if not stat.S_ISDIR(found.st_mode):
                         tally.files += 1
                         tally.bytes += links.last(found.st_ino, found.st_nlink, found.st_blocks * BLOCK)
-                    elif files and depth < _COUNTED:
+                    elif depth < _COUNTED:
                         below = open_folder(entry.name, folder)
                         try:
                             if mount_of(below) == mount:

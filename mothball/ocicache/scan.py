@@ -88,29 +88,41 @@ def survey(
     reachable: Callable[[str], bool] | None,
     last_use: LastUse | None,
     tick: Tick,
+    stayed: Callable[[str], None] | None = None,
 ) -> Totals:
-    """Look at every entry once: what nothing speaks for goes into `records`, the rest is counted by its reason."""
+    """Look at every entry once: what nothing speaks for goes into `records`, the rest is counted by its reason.
+
+    `stayed` is told of blobs that stay though nothing reaches them. A time in the future says nothing: then the time of change
+    counts, which nobody can set. Of blobs that layouts need the time of reading does not count where we cannot but change it when
+    we look for what they refer to: they are another user's.
+    """
     totals = Totals()
     in_use = kind is Kind.BLOBINFO and any(BESIDE_BLOBINFO.match(name) for name in os.listdir(pool))
     reason_of, add, kept = guard.reason, records.add, totals.kept
     oldest = newest = 0
+    theirs = os.geteuid() if reachable is not None and os.geteuid() else None
 
     def judge(name: str, found: os.stat_result, own: int | None) -> None:
         nonlocal oldest, newest
         key, form = key_of(name)
         digest = key.hex() if form < 3 else ""  # noqa: PLR2004 - a name that is no digest
-        mtime, atime = found.st_mtime_ns, found.st_atime_ns
-        used = last_used(mtime, atime, own, now)
+        mtime, atime, ctime = found.st_mtime_ns, found.st_atime_ns, found.st_ctime_ns
+        if theirs is not None and found.st_uid != theirs:
+            atime = 0
+        written = mtime if mtime <= now else ctime
+        used = last_used(written, atime if atime <= now else ctime, own, now)
         oldest = used if not oldest or used < oldest else oldest
         newest = max(used, newest)
         if reachable is not None and reachable(digest):
             why = "reachable"
         else:
-            why = reason_of(digest, used, max(mtime, found.st_ctime_ns))
+            why = reason_of(digest, used, max(written, ctime))
         if not why and in_use:
             why = "open"
         if why:
             kept[why] += 1
+            if stayed is not None and digest and why != "reachable":
+                stayed(digest)
             return
         add(used, key, form, found.st_ino, found.st_size, found.st_blocks * BLOCK, mtime, atime, found.st_nlink)
 

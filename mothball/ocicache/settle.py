@@ -15,7 +15,7 @@ import msgspec
 from mothball.ocicache import aside as asides
 from mothball.ocicache.aside import NEW, OLD, TREE, Aside, State
 from mothball.ocicache.place import Place
-from mothball.ocicache.recognise import open_below
+from mothball.ocicache.recognise import BESIDE_BLOBINFO, open_below
 from mothball.ocicache.records import key_of
 from mothball.ocicache.removal import Note, Spare, Tally, count_content, remove_content
 from mothball.ocicache.scan import BLOCK, pattern
@@ -25,6 +25,7 @@ from mothball.ocicache.types import Kind, PruneResult, Tick
 REST_S: Final = 0.25
 """How long a whole cache's folders stay after the exchange: a pull on its way into one of them makes its file there meanwhile."""
 _TRIES: Final = 10
+_AHEAD_MS: Final = 3_600_000
 
 Wanted = Callable[[str], bool]
 GiveBack = Callable[[Aside, str, Note], tuple[int, int]]
@@ -79,7 +80,8 @@ def _of_policy(
 ) -> int:
     killed = state.stage == "moving"
     result.leaked_asides += killed
-    due = (force and not state.held) or state.delete_after <= now_ms
+    # A state from the future was written under a wrong clock, and so was the end of its quarantine.
+    due = (force and not state.held) or state.delete_after <= now_ms or state.at > now_ms + _AHEAD_MS
     blobs = 0
     if give_back is not None and not dry_run:
         # Also long before it is due: the image that needs them is broken until then.
@@ -139,11 +141,14 @@ def stays(state: State) -> Callable[[os.DirEntry[str]], str] | None:
     """Says of an entry of a whole cache why it goes back, empty when it does not; None when nothing does."""
     if state.everything and not state.keep:
         return None
-    match = pattern(Kind(state.kind)).match
+    kind = Kind(state.kind)
+    match = pattern(kind).match
     keep = re.compile("|".join(translate(each) for each in state.keep)).match if state.keep else None
 
     def why(entry: os.DirEntry[str]) -> str:
         if not match(entry.name) or not entry.is_file(follow_symlinks=False):
+            if kind is Kind.BLOBINFO and BESIDE_BLOBINFO.match(entry.name):
+                return ""  # a journal without its database would be taken for that of the next one
             return "" if state.everything else "other"
         if keep is not None and keep(key_of(entry.name)[0].hex()):
             return "kept"

@@ -37,7 +37,7 @@ def layouts_of(cache: Cache, place: Place, pool: int) -> Layouts:
     def declared() -> Iterator[tuple[str, int]]:
         for folder in cache.layouts:
             none = True
-            for found in layouts_in(folder):
+            for found in layouts_in(folder, but=place.fd):
                 none = False
                 yield found
             if none and not is_empty(pool):
@@ -117,6 +117,12 @@ class Sparing:
                     self.reach.add(pairs[at + 32 : at + 64].hex())
             grew = len(self.reach.reachable) > before
 
+    def follow(self, digests: bytearray) -> None:
+        """What stays for another reason than that an index reaches it (32 bytes each) stays whole: with all that it names."""
+        for at in range(0, len(digests), 32):
+            if self.reach is not None:
+                self.reach.add(digests[at : at + 32].hex())
+
     def pulling(self, opened: OpenFiles, *, wait: bool) -> str | None:
         """The name of what shows that a pull is in progress; with `wait`, of one that does not end within five seconds."""
         if self._layouts is None:
@@ -140,4 +146,4 @@ class Sparing:
 
     def _unfinished(self) -> Iterator[tuple[str, int]]:
         for folder in self._folders:
-            yield from layouts_in(folder, unfinished=True)
+            yield from layouts_in(folder, unfinished=True, but=self._place.fd)

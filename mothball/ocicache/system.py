@@ -109,7 +109,11 @@ def dress(fd: int, model: int) -> bool:
     try:
         if (wanted.st_uid, wanted.st_gid) != (now.st_uid, now.st_gid):
             os.fchown(fd, wanted.st_uid, wanted.st_gid)
-        for name in _attributes(model):
+        wanted_names = _attributes(model)
+        for name in _attributes(fd):
+            if name not in wanted_names:  # such as an ACL that the folder above gives to all that is made in it
+                os.removexattr(fd, name)
+        for name in wanted_names:
             os.setxattr(fd, name, os.getxattr(model, name))
         os.fchmod(fd, wanted.st_mode & 0o7777)
     except OSError:

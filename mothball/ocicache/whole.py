@@ -15,7 +15,7 @@ from mothball.ocicache import aside as asides
 from mothball.ocicache.aside import NEW, OLD, Aside, State
 from mothball.ocicache.place import Place
 from mothball.ocicache.recognise import ASIDE, open_below
-from mothball.ocicache.removal import Tally, count_content
+from mothball.ocicache.removal import count_content
 from mothball.ocicache.scan import BLOCK
 from mothball.ocicache.settle import finish_whole, stays
 from mothball.ocicache.system import dress, exchange, mount_of, mounts_below, open_folder
@@ -32,7 +32,7 @@ def can_exchange(place: Place, pool: int, state: State) -> bool:
         and (state.everything or _alone(place.fd, state.folder))
         and place.movable
         and mount_of(pool) == mount_of(place.fd)
-        and os.access(f"/proc/self/fd/{place.parent}", os.W_OK | os.X_OK, effective_ids=True)
+        and asides.may_write(place.parent)
     )
 
 
@@ -63,32 +63,21 @@ def promise(place: Place, pool: int, state: State, result: PruneResult, tick: Ti
     why = stays(state)
     if place.fd is None:
         return
-    whole = count_content(place.fd, tick, skip=lambda name: name.startswith(ASIDE))
-    files, size = whole.files, whole.bytes
-    if why is not None:
-        with os.scandir(pool) as listed:
-            for entry in listed:
-                if not (reason := why(entry)) or entry.name.startswith(ASIDE):
-                    continue
-                result.kept[reason] = result.kept.get(reason, 0) + 1
-                kept = _content_of(entry, pool, tick)
-                files, size = files - kept.files, size - kept.bytes
-                result.kept_bytes += kept.bytes
-    result.blobs_freed, result.bytes_freed = files, size
-    result.before_bytes = size + result.kept_bytes
+    here = os.fstat(pool).st_ino
 
+    def skip(folder: int, entry: os.DirEntry[str]) -> bool:
+        if entry.name.startswith(ASIDE):
+            return True
+        if why is None or os.fstat(folder).st_ino != here or not (reason := why(entry)):
+            return False
+        result.kept[reason] = result.kept.get(reason, 0) + 1
+        result.kept_bytes += entry.stat(follow_symlinks=False).st_blocks * BLOCK if entry.is_file(follow_symlinks=False) else 0
+        return True
 
-def _content_of(entry: os.DirEntry[str], folder: int, tick: Tick) -> Tally:
-    if entry.is_dir(follow_symlinks=False):
-        fd = open_folder(entry.name, folder)
-        try:
-            return count_content(fd, tick)
-        finally:
-            os.close(fd)
-    tally = Tally()
-    found = entry.stat(follow_symlinks=False)
-    tally.files, tally.bytes = 1, found.st_blocks * BLOCK
-    return tally
+    # What goes is counted, and not taken from the whole what stays: of a file with several names some may stay.
+    going = count_content(place.fd, tick, skip=skip, depth=len(state.folder.split("/")) if state.folder else 0)
+    result.blobs_freed, result.bytes_freed = going.files, going.bytes
+    result.before_bytes = going.bytes + result.kept_bytes
 
 
 def exchange_whole(place: Place, pool: int, state: State, result: PruneResult, tick: Tick) -> bool:
@@ -103,8 +92,13 @@ def exchange_whole(place: Place, pool: int, state: State, result: PruneResult, t
             if aside is not None:
                 aside.drop()
             return False
-        if not _prepare(place, aside, state.folder) or not _swap(place, aside, result):
-            _discard(aside, state.folder)
+        swapped = False
+        try:
+            swapped = _prepare(place, aside, state.folder) and _swap(place, aside, result)
+        finally:
+            if not swapped:
+                _discard(aside, state.folder)
+        if not swapped:
             return False
         place.open()
         tally = finish_whole(place, aside, state, result, tick)

@@ -21,9 +21,9 @@ from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.place import Place
 from mothball.ocicache.plan import MS, Chooser, Guard
 from mothball.ocicache.recognise import ASIDE
-from mothball.ocicache.records import Entry, Records
+from mothball.ocicache.records import Entry, Records, within
 from mothball.ocicache.removal import count_content
-from mothball.ocicache.scan import BLOCK, last_used, pattern, survey
+from mothball.ocicache.scan import BLOCK, pattern, survey
 from mothball.ocicache.settle import remove, stays
 from mothball.ocicache.sparing import Sparing
 from mothball.ocicache.system import open_folder
@@ -100,6 +100,7 @@ class Work:
         ordered = not self._whole and bool(policy.reserve or policy.max_bytes is not None or needed)
         with Records(request.folder, ordered=ordered) as records:
             reach = self._sparing.reach
+            stayed = bytearray()
             totals = survey(
                 self._pool,
                 self._found.kind,
@@ -109,11 +110,13 @@ class Work:
                 reachable=None if reach is None else reach.reachable.__contains__,
                 last_use=None if self._whole else request.last_use,
                 tick=request.tick,
+                stayed=None if reach is None else lambda digest: stayed.extend(bytes.fromhex(digest)),
             )
             result.before_bytes = totals.bytes
             for reason, count in totals.kept.items():
                 self._keep(reason, count)
             self._sparing.report(result)
+            self._sparing.follow(stayed)
             self._sparing.referrers(records, request.tick)
             if records.count and (sign := self._sparing.pulling(self._opened, wait=not result.dry_run)) is not None:
                 self._keep("pulling", records.count)
@@ -169,11 +172,13 @@ class Work:
             return "vanished"
         if self._whole:
             return ""
-        seen = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_atime_ns)
+        # A time of reading that was not believed in the scan is none now.
+        atime = within(found.st_atime_ns) if entry.atime else 0
+        seen = (found.st_ino, found.st_size, within(found.st_mtime_ns), atime)
         if seen != (entry.inode, entry.size, entry.mtime, entry.atime):
             return "used"
         # A record that is younger than what the scan knew, by more than the clocks may differ in a run.
-        if own is not None and last_used(entry.mtime, entry.atime, own, now) > entry.used + _SKEW_NS:
+        if own is not None and now - own * MS > entry.used + _SKEW_NS:
             return "used"
         reach = self._sparing.reach
         if reach is not None and entry.digest in reach.reachable:
