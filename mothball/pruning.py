@@ -6,17 +6,18 @@ fleet is told what went. Only a cache that the settings declare is ever touched.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mothball import cache_fields
 from mothball.cache_fields import Cache, CachePolicy
 from mothball.durations import show
-from mothball.errors import PathNotAllowed
+from mothball.errors import NoSpace, PathNotAllowed
 
 if TYPE_CHECKING:
     from mothball.ocicache import Lease
@@ -31,6 +32,7 @@ WAIT_SECONDS: Final = 30.0
 """How long a run waits for another process that works on the same cache before it is `busy`."""
 END_QUARANTINE: Final = {"older_than": "never", "max_bytes": "never", "min_free": "never"}
 """Words of a prune that takes nothing and only ends what is over: the quarantine of an earlier one."""
+_SHORT: Final = 300
 RESULT_ERRORS: Final = 20
 """Problems of a result that the registry keeps beside the cache; the job's outcome has more."""
 
@@ -120,8 +122,15 @@ class CacheRun:
         except OSError:  # the prune says what is wrong with it
             device = 0
         run_dir = self.settings.run_dir
-        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with file_lock(run_dir / f"cache-disk-{device:x}.lock", f"the disk of {self.cache.path}", wait=WAIT_SECONDS):
+        with ExitStack() as stack:
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+                lock = file_lock(run_dir / f"cache-disk-{device:x}.lock", f"the disk of {self.cache.path}", wait=WAIT_SECONDS)
+                stack.enter_context(lock)
+            except (OSError, NoSpace) as error:
+                # The disk is so full that there is no room for the lock: that is what this prune is for.
+                if isinstance(error, OSError) and error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                    raise
             yield
 
     def note(self, result: Mapping[str, Any], run: str, *, reason: str) -> None:
@@ -129,7 +138,9 @@ class CacheRun:
         registry = self.registry
         if registry is None or result["dry_run"]:
             return
-        short = {**result, "errors": result["errors"][:RESULT_ERRORS], "reason": reason}
+        errors = [{name: text[:_SHORT] for name, text in each.items()} for each in result["errors"][:RESULT_ERRORS]]
+        notes = [each[: 2 * _SHORT] for each in result["notes"][:RESULT_ERRORS]]
+        short = {**result, "errors": errors, "notes": notes, "policy": result["policy"][: 2 * _SHORT], "reason": reason}
         host, path = self.settings.host, self.cache.path
         self._ask(lambda: registry.caches.note_pruned(host, path, run, short, reason=reason))
         if result["quarantined_bytes"]:

@@ -34,7 +34,8 @@ SHOWN = 5
 WHY = {
     "young": "written within the grace", "used": "used lately enough", "reserve": "within the reserve", "open": "open",
     "leased": "used since a lease began", "kept": "to be kept", "reachable": "reachable from an index", "other": "no blob",
-    "algorithm": "named by another digest than sha256", "pulling": "maybe needed by a pull in progress",
+    "permission": "not to be removed by this user", "algorithm": "named by another digest than sha256",
+    "pulling": "maybe needed by a pull in progress",
 }  # fmt: skip
 """Reasons to stay, as the answer words them."""
 HostOption = Annotated[str | None, typer.Option(help="Host whose caches they are; default: this one, at once.", show_default=False)]
@@ -79,7 +80,7 @@ def prune(
         "older_than": older_than, "max_bytes": max_bytes, "min_free": min_free, "reserve": reserve, "keep": keep,
         "quarantine": quarantine,
     }  # fmt: skip
-    words = cache_fields.check({name: value for name, value in given.items() if value})
+    words = cache_fields.check({name: value for name, value in given.items() if value not in (None, [])})
     if everything and words:
         raise errors.InvalidParams("--all empties the cache: there is nothing left for a policy to decide; leave one of them out")
 

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, Literal
 
@@ -79,7 +79,7 @@ class Aside:
             return None
         try:
             seen = os.fstat(fd)
-            if not stat.S_ISREG(seen.st_mode) or seen.st_uid != os.geteuid():
+            if not stat.S_ISREG(seen.st_mode) or seen.st_uid != os.fstat(self.fd).st_uid:
                 return None
             with os.fdopen(fd, "rb", closefd=False) as file:
                 found = read_json(file.read(_STATE_BYTES), State, "the state of a prune")
@@ -214,7 +214,7 @@ def _new(place: Place, pool: int, state: State) -> Aside | None:
             raise OperationFailed(f"nothing can be moved aside beside {place.path!r}: {error.strerror}") from error
         return aside
     why = refused.strerror if refused is not None else "it lies across several file systems"
-    raise OperationFailed(f"{place.path!r} cannot be pruned: {why}; nothing was changed")
+    raise OperationFailed(f"{place.path!r} cannot be pruned: {why}; {who(pool)}; nothing was changed")
 
 
 def _holders(place: Place, pool: int) -> Iterator[tuple[int, str]]:
@@ -239,13 +239,30 @@ def pools(place: Place, pool: int | None, *, inside: bool = True) -> Pools:
     return here
 
 
+def who(fd: int) -> str:
+    """Who may prune what is in the open folder."""
+    return f"this is user {os.geteuid()}, and it belongs to user {os.fstat(fd).st_uid}, who may (so may root)"
+
+
+def barred(pool: int) -> str:
+    """Why nobody like us can take anything out of the folder of the blobs; empty when we may."""
+    if may_write(pool):
+        return ""
+    if os.fstatvfs(pool).f_flag & os.ST_RDONLY:
+        return "Read-only file system; mount it for writing"
+    return f"Permission denied; {who(pool)}"
+
+
 def may_write(fd: int) -> bool:
     """True when this user may make and rename things in the open folder."""
     return os.access(f"/proc/self/fd/{fd}", os.W_OK | os.X_OK, effective_ids=True)
 
 
-def found(place: Place, pools: Pools) -> Iterator[Aside | None]:
-    """Every aside of this cache that no run works in, locked, each until the next; None for one that another run has."""
+def found(place: Place, pools: Pools, foreign: Callable[[str, int], None] | None = None) -> Iterator[Aside | None]:
+    """Every aside of this cache that no run works in, locked, each until the next; None for one that another run has.
+
+    `foreign` is told of other users' (name, user), which are left alone. Root also takes those of the cache's owner.
+    """
     seen: set[tuple[int, int]] = set()
     holders: list[tuple[int, str]] = []
     if place.parent is not None:
@@ -256,7 +273,7 @@ def found(place: Place, pools: Pools) -> Iterator[Aside | None]:
         for holder, prefix in holders:
             names = _names(holder, prefix)
             for name in names:
-                yield from _one(place, holder, name, seen)
+                yield from _one(place, holder, name, seen, foreign)
     finally:
         for holder, _ in holders:
             os.close(holder)
@@ -271,7 +288,21 @@ def _names(holder: int, prefix: str) -> list[str]:
         )
 
 
-def _one(place: Place, holder: int, name: str, seen: set[tuple[int, int]]) -> Iterator[Aside | None]:
+def _users(place: Place) -> set[int]:
+    here = os.geteuid()
+    return {here} if here or place.fd is None else {here, os.fstat(place.fd).st_uid}
+
+
+def _one(
+    place: Place, holder: int, name: str, seen: set[tuple[int, int]], foreign: Callable[[str, int], None] | None
+) -> Iterator[Aside | None]:
+    owner = -1
+    with suppress(OSError):
+        owner = os.stat(name, dir_fd=holder, follow_symlinks=False).st_uid
+    if owner not in _users(place):
+        if owner >= 0 and foreign is not None:
+            foreign(name, owner)
+        return
     try:
         fd = open_folder(name, holder)
     except OSError:
@@ -280,7 +311,7 @@ def _one(place: Place, holder: int, name: str, seen: set[tuple[int, int]]) -> It
     try:
         known = os.fstat(fd)
         identity = (known.st_dev, known.st_ino)
-        if known.st_uid != os.geteuid() or known.st_mode & 0o022 or identity in seen:
+        if known.st_uid != owner or known.st_mode & 0o022 or identity in seen:
             return
         seen.add(identity)
         try:

@@ -56,8 +56,8 @@ class Chooser:
         self, policy: CachePolicy, *, now: int, total: int, free: int, pressed: bool = False, everything: bool = False
     ) -> None:
         """`now`: ns of the files' clock. `total`: bytes of the cache. `free`: bytes that must become free. `pressed`: only that."""
-        over = 0 if policy.max_bytes is None or pressed else max(0, total - policy.max_bytes)
-        self._need = max(over, free)
+        self._cap = None if policy.max_bytes is None or pressed else policy.max_bytes
+        self._need = free
         self._older = None if policy.older_than is None or pressed else policy.older_than * MS
         self._reserve = 0 if everything else policy.reserve
         self._everything = everything
@@ -72,15 +72,15 @@ class Chooser:
         """
         if not self._everything:
             old = self._older is not None and self._now - used > self._older
-            if not old and self.freed >= self._need:
+            if not old and self.freed >= self._need and (self._cap is None or self._left <= self._cap):
                 return "used"
         if self._reserve and self._left - size < self._reserve:
             return "reserve"
         return ""
 
-    def gone(self, size: int) -> None:
-        """An entry went and `size` bytes with it."""
-        self.freed += size
+    def gone(self, size: int, freed: int) -> None:
+        """An entry went: `size` bytes from the cache, and `freed` from the disk. Other names elsewhere may hold it there."""
+        self.freed += freed
         self._left -= size
 
 

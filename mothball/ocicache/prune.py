@@ -5,27 +5,32 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
 from mothball.cache_fields import Cache, CachePolicy
-from mothball.errors import Busy, InvalidParams, PathNotAllowed
+from mothball.errors import Busy, InvalidParams, OperationFailed, PathNotAllowed
 from mothball.ocicache import whole
-from mothball.ocicache.aside import Pools, State, pools
+from mothball.ocicache.aside import TREE, Pools, State, barred, pools
+from mothball.ocicache.aside import found as found_asides
 from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.place import Place, locked, open_place, work_folder
 from mothball.ocicache.plan import disk_of, explain, to_free, under_pressure
 from mothball.ocicache.recognise import ALGORITHMS, open_below, recognise_fd
 from mothball.ocicache.removal import count_content
+from mothball.ocicache.scan import Totals, entries
 from mothball.ocicache.settle import settle
 from mothball.ocicache.sparing import Sparing
 from mothball.ocicache.types import PRUNABLE, Found, Kind, LastUse, Lease, Leases, Pressure, PruneResult, Tick
 from mothball.ocicache.work import Request, Work
 
 MS: Final = 1_000_000
+_ASIDES: Final = 256
+"""So many are looked into at once: each takes a descriptor."""
 
 
 def prune(
@@ -103,6 +108,21 @@ def of_other_digests(place: Place, found: Found) -> int:
     return count
 
 
+@contextmanager
+def quarantined(place: Place, where: Pools, folder: str, sparing: Sparing) -> Iterator[None]:
+    """Let the walk from the indexes see what earlier runs moved: what is named of it comes back, with all that it names in turn."""
+    reach = sparing.reach
+    with ExitStack() as stack:
+        for each in found_asides(place, where) if reach is not None else ():
+            state = None if each is None else each.state()
+            if each is None or reach is None or state is None or state.folder != folder or len(reach.asides) >= _ASIDES:
+                continue
+            if (fd := each.open(f"{TREE}/{folder}".rstrip("/"))) is not None:
+                stack.callback(os.close, fd)
+                reach.asides.append(fd)
+        yield
+
+
 def in_use(path: str, pool: int) -> bool:
     """True when a process has something in the folder open."""
     opened = OpenFiles(os.fstat(pool).st_dev, [path])
@@ -177,7 +197,7 @@ class _Request:
         return 0 if place.fd is None else to_free(self.policy, disk_of(place.fd), self.pressure)
 
     def _settle(self, place: Place, where: Pools, result: PruneResult, now_ms: int, sparing: Sparing | None, *, force: bool) -> int:
-        give_back = None if sparing is None else sparing.give_back
+        give_back = None if sparing is None else sparing.would_give_back if result.dry_run else sparing.give_back
         return settle(place, where, result, now_ms=now_ms, force=force, dry_run=result.dry_run, give_back=give_back, tick=self.tick)
 
     def _prune(self, place: Place, pool: int, found: Found, result: PruneResult, now_ms: int) -> None:
@@ -186,11 +206,27 @@ class _Request:
             return
         if self.pressure is not None:
             result.policy = f"pressure: above {self.pressure.high:g}%, to {self.pressure.low:g}%"
+        if why := barred(pool):
+            text = f"{self.cache.path!r} cannot be pruned: {why}; nothing was changed"
+            if not result.dry_run:
+                raise OperationFailed(text, path=self.cache.path)
+            totals = Totals()
+            result.kept["permission"] = sum(1 for _ in entries(pool, found.kind, totals, self.tick))
+            result.before_bytes = totals.bytes
+            result.problem(self.cache.path, text)
+            return
         referred = found.kind in {Kind.LAYOUT, Kind.SHARED}
         sparing = Sparing(self.cache, place, pool, referred=referred)
+        where = pools(place, pool, inside=found.inside)
+        with quarantined(place, where, found.folder, sparing):
+            self._work(place, pool, found, result, now_ms, sparing, where)
+
+    def _work(
+        self, place: Place, pool: int, found: Found, result: PruneResult, now_ms: int, sparing: Sparing, where: Pools
+    ) -> None:
+        referred = sparing.reach is not None
         sparing.mark()
         needed = to_free(self.policy, disk_of(pool), self.pressure)
-        where = pools(place, pool, inside=found.inside)
         settled = self._settle(place, where, result, now_ms, sparing, force=needed > 0)
         if result.dry_run:
             needed = max(0, needed - settled)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from msgspec.structs import replace
@@ -26,6 +27,14 @@ BLOBINFO: Final = re.compile(r"blob-info-cache-v1\.(?:boltdb|sqlite)\Z")
 BESIDE_BLOBINFO: Final = re.compile(r"blob-info-cache-v1\.(?:boltdb\.lock|sqlite-(?:wal|shm|journal))\Z")
 ALGORITHMS: Final = frozenset({"sha256", "sha384", "sha512"})
 _SHOWN: Final = 3
+_ABOVE: Final = 4
+_LOOKED_AT: Final = 10_000
+_STRONG: Final = (
+    (Kind.BUILDKIT, {"buildkitd.lock"}), (Kind.BUILDKIT, {"cache.db", "snapshots.db"}), (Kind.DOCKER, {"engine-id"}),
+    (Kind.CONTAINERS_STORAGE, {"overlay-images", "overlay-layers"}), (Kind.CONTAINERS_STORAGE, {"vfs-images", "vfs-layers"}),
+    (Kind.CONTAINERD, {"io.containerd.metadata.v1.bolt"}),
+)  # fmt: skip
+"""Names that only a store's own folder has together: anything may lie beside a cache."""
 _DIRECTORY_MARK: Final = ("index.json", "oci-layout")
 _ADVICE: Final = {
     Kind.BUILDKIT: "buildctl prune --keep-storage <MB>` (or `docker builder prune`)",
@@ -57,7 +66,7 @@ def recognise_fd(fd: int, path: str, declared: str | None = None) -> Found:
 
 
 def _recognised(fd: int, path: str, declared: str | None, top: _Top) -> Found:
-    if (store := _store(fd, top)) is not None:
+    if (store := _store(fd, top) or _inside_store(fd, path, top)) is not None:
         return store
     marked = [name for name in _DIRECTORY_MARK if name in top.special]
     if marked and declared not in {None, Kind.LAYOUT}:
@@ -164,6 +173,41 @@ def _store(fd: int, top: _Top) -> Found | None:
             advice = f"this is a {kind} store, which only its own tool may prune: `{_ADVICE[kind]}"
             return Found(kind, f"it has {sign!r}", advice=advice)
     return None
+
+
+def _inside_store(fd: int, path: str, top: _Top) -> Found | None:
+    """A store's own folder of blobs looks like a cache. Its names, or those of a few folders above it, tell."""
+    for part in PurePosixPath(path).parts:
+        if part.startswith("io.containerd."):
+            return _found(Kind.CONTAINERD, f"it lies in {part!r}")
+        if part in {"runc-overlayfs", "runc-native"}:
+            return _found(Kind.BUILDKIT, f"it lies in {part!r}")
+    opened = os.dup(fd)
+    try:
+        for _ in range(_ABOVE):
+            try:
+                above = open_folder("..", opened)
+            except OSError:  # it may not be read: then nobody here put a cache into a store either
+                return None
+            os.close(opened)
+            opened = above
+            signs = set()
+            with os.scandir(opened) as listed:
+                for entry in islice(listed, _LOOKED_AT):
+                    if entry.name in _SIGNS or entry.name.startswith("io.containerd."):
+                        signs.add(entry.name)
+            for kind, wanted in _STRONG:
+                if wanted <= signs:
+                    return _found(kind, f"a folder above it has {min(wanted)!r}")
+    finally:
+        os.close(opened)
+    if "ingest" in top.foreign and top.special:
+        return _found(Kind.CONTAINERD, "it has 'ingest'")
+    return None
+
+
+def _found(kind: Kind, why: str) -> Found:
+    return Found(kind, why, advice=f"this is (a part of) a {kind} store, which only its own tool may prune: `{_ADVICE[kind]}")
 
 
 def _has_folder(fd: int, where: str) -> bool:

@@ -40,10 +40,11 @@ class Spare(NamedTuple):
 
 
 class Tally:
-    """Files and the bytes that they free."""
+    """Files and the bytes that they free. `others`: links, pipes and the like."""
 
     def __init__(self) -> None:
         self.files = 0
+        self.others = 0
         self.bytes = 0
 
 
@@ -82,7 +83,10 @@ def count_content(fd: int, tick: Tick, *, skip: Callable[[int, os.DirEntry[str]]
                 with suppress(OSError):
                     found = entry.stat(follow_symlinks=False)
                     if not stat.S_ISDIR(found.st_mode):
-                        tally.files += 1
+                        if stat.S_ISREG(found.st_mode):
+                            tally.files += 1
+                        else:
+                            tally.others += 1
                         tally.bytes += links.last(found.st_ino, found.st_nlink, found.st_blocks * BLOCK)
                     elif depth < _COUNTED:
                         below = open_folder(entry.name, folder)
@@ -151,8 +155,8 @@ class _Removal:
         chunk.sort()
         went = False
         # A hundred thousand of them: no call but the two that the kernel must have.
-        state, unlink = os.stat, os.unlink
-        files = size = 0
+        state, unlink, regular = os.stat, os.unlink, stat.S_ISREG
+        files = size = others = 0
         for _, name, is_folder in chunk:
             try:
                 if is_folder:
@@ -168,11 +172,14 @@ class _Removal:
                     self._note(f"{path}{name}", f"cannot be deleted: {error.strerror}")
                 continue
             files += 1
+            if not regular(found.st_mode):
+                others += 1
             if found.st_nlink < 2:  # noqa: PLR2004 - that was the last name
                 size += found.st_blocks
             if not files % 1000:
                 self._tick(self.tally.files + files)
-        self.tally.files += files
+        self.tally.files += files - others
+        self.tally.others += others
         self.tally.bytes += size * BLOCK
         return went or files > 0
 
@@ -182,7 +189,10 @@ class _Removal:
             os.unlink(name, dir_fd=fd)
         except OSError:
             return False
-        self.tally.files += 1
+        if stat.S_ISREG(found.st_mode):
+            self.tally.files += 1
+        else:
+            self.tally.others += 1
         self.tally.bytes += found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - the last name
         return True
 

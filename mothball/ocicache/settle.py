@@ -49,7 +49,14 @@ def settle(
     a layout needs by now goes back (`give_back`). A cache whose name meant nothing when its run was killed is there again.
     """
     freed = 0
-    for each in asides.found(place, pools):
+
+    def foreign(name: str, owner: int) -> None:
+        result.notes.append(
+            f"{name!r} beside the cache is what a prune by user {owner} left in quarantine, which this one (user {os.geteuid()}) "
+            f"leaves alone; run a prune as user {owner} or root, or remove it"
+        )
+
+    for each in asides.found(place, pools, foreign):
         if each is None:
             continue
         state = each.state()
@@ -83,9 +90,10 @@ def _of_policy(
     # A state from the future was written under a wrong clock, and so was the end of its quarantine.
     due = (force and not state.held) or state.delete_after <= now_ms or state.at > now_ms + _AHEAD_MS
     blobs = 0
-    if give_back is not None and not dry_run:
+    size = 0
+    if give_back is not None:
         # Also long before it is due: the image that needs them is broken until then.
-        blobs, _ = give_back(each, f"{TREE}/{state.folder}".rstrip("/"), result.problem)
+        blobs, size = give_back(each, f"{TREE}/{state.folder}".rstrip("/"), result.problem)
         result.given_back += blobs
     if not due:
         if (killed or blobs) and not dry_run:
@@ -95,6 +103,8 @@ def _of_policy(
                 each.say(msgspec.structs.replace(state, stage="kept"))
         return 0
     tally = _measure(each, (TREE,), tick) if dry_run else _remove(each, (TREE,), result.problem, tick)
+    if dry_run:
+        tally.bytes -= size
     if killed:
         result.leaked_bytes += tally.bytes
     else:
@@ -212,7 +222,7 @@ def _remove(
     total = Tally()
     rest_until = _rest_until(each) if rest else 0.0
     for _ in range(_TRIES):
-        before = total.files
+        before = total.files + total.others
         for name in names:
             fd = each.open(name)
             if fd is None:
@@ -222,9 +232,10 @@ def _remove(
             finally:
                 os.close(fd)
             total.files += tally.files
+            total.others += tally.others
             total.bytes += tally.bytes
         # Again when something came into it in this moment; not when it holds what cannot be deleted.
-        if each.drop() or total.files == before:
+        if each.drop() or total.files + total.others == before:
             break
     return total
 
@@ -250,6 +261,7 @@ def _measure(each: Aside, names: tuple[str, ...], tick: Tick) -> Tally:
             finally:
                 os.close(fd)
             total.files += tally.files
+            total.others += tally.others
             total.bytes += tally.bytes
     return total
 

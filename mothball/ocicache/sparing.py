@@ -16,7 +16,9 @@ from mothball.ocicache.place import Place
 from mothball.ocicache.reach import Reach, busy_with, layouts_in, subject_of
 from mothball.ocicache.records import Records
 from mothball.ocicache.removal import Note
+from mothball.ocicache.scan import BLOCK
 from mothball.ocicache.settle import is_empty, put_back
+from mothball.ocicache.system import exists
 from mothball.ocicache.types import PruneResult, Tick
 
 QUIET_NS: Final = 60 * 1_000_000_000
@@ -59,6 +61,8 @@ class Sparing:
         self._layouts = layouts
         self.paths = (cache.path, *cache.layouts)
         """The folders that a pull into it names."""
+        self.coming = self.coming_bytes = 0
+        """Blobs that a prune would give back, in a dry run."""
         self.reach = None if layouts is None else Reach(pool, layouts)
 
     def mark(self) -> None:
@@ -88,6 +92,24 @@ class Sparing:
                 break
             blobs, size = blobs + came, size + room
             self.mark()
+        return blobs, size
+
+    def would_give_back(self, aside: Aside, where: str, _: Note) -> tuple[int, int]:
+        """What `give_back` would, and nothing is changed."""
+        fd = aside.open(where)
+        if fd is None or self.reach is None:
+            return 0, 0
+        blobs = size = 0
+        try:
+            with os.scandir(fd) as listed:
+                for entry in listed:
+                    if entry.name in self.reach.reachable and not exists(entry.name, self._pool):
+                        found = entry.stat(follow_symlinks=False)
+                        blobs += 1
+                        size += found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - other names hold it
+        finally:
+            os.close(fd)
+        self.coming, self.coming_bytes = self.coming + blobs, self.coming_bytes + size
         return blobs, size
 
     def report(self, result: PruneResult) -> None:

@@ -75,6 +75,14 @@ def mount_of(fd: int) -> tuple[int, int]:
     return -1, device
 
 
+def exists(name: str, fd: int) -> bool:
+    """True when something of that name is in the open folder."""
+    with suppress(FileNotFoundError):
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+        return True
+    return False
+
+
 def mounts_below(path: str) -> list[str]:
     """Where something is mounted below the folder `path`; empty where nobody can say."""
     try:

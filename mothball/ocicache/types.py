@@ -85,6 +85,7 @@ class PruneResult(msgspec.Struct, kw_only=True):
     `bytes_freed` and `blobs_freed` are what left the cache in this run, taken from what was moved; `quarantined_bytes` of them
     are on the disk until their time is over, in `quarantine_ms`. `notes`: in plain words, what was done in another way than was
     asked; no failure. `leaked_asides`, `leaked_bytes`: left by runs that were killed, removed by this one;
+    `others_freed`: links, pipes and the like, which a full prune takes and which are no blobs.
     `expired_bytes`: of earlier runs, whose quarantine ended in this one (those runs counted them). `given_back`: blobs that earlier
     runs moved and that an index names by now, so they are in the cache again. `kept`: entries by reason,
     `kept_bytes` their bytes. `policy`: the words it worked by, ``all`` for a full prune. `gap_ms`: how long the name of the cache
@@ -103,6 +104,7 @@ class PruneResult(msgspec.Struct, kw_only=True):
     leaked_asides: int = 0
     leaked_bytes: int = 0
     expired_bytes: int = 0
+    others_freed: int = 0
     given_back: int = 0
     quarantined_bytes: int = 0
     quarantine_ms: int = 0
@@ -149,6 +151,8 @@ class VerifyResult(msgspec.Struct, kw_only=True):
     missing: list[str] = msgspec.field(default_factory=list)
     """Blobs that an index names and that are not there."""
     errors: list[Problem] = msgspec.field(default_factory=list)
+    advice: str = ""
+    """The right command, for a store of another tool, of which nothing is read."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _verify(
     found = recognise_fd(place.fd, cache.path, cache.kind)
     out.kind = found.kind.value
     if found.kind not in PRUNABLE:
-        out.errors.append(Problem(cache.path, found.advice))
+        out.advice = found.advice
         return
     pool = None if found.kind in {Kind.EMPTY, Kind.BLOBINFO} else open_pool(place, found)
     if pool is None:

@@ -76,7 +76,7 @@ def promise(place: Place, pool: int, state: State, result: PruneResult, tick: Ti
 
     # What goes is counted, and not taken from the whole what stays: of a file with several names some may stay.
     going = count_content(place.fd, tick, skip=skip, depth=len(state.folder.split("/")) if state.folder else 0)
-    result.blobs_freed, result.bytes_freed = going.files, going.bytes
+    result.blobs_freed, result.bytes_freed, result.others_freed = going.files, going.bytes, going.others
     result.before_bytes = going.bytes + result.kept_bytes
 
 
@@ -102,7 +102,7 @@ def exchange_whole(place: Place, pool: int, state: State, result: PruneResult, t
             return False
         place.open()
         tally = finish_whole(place, aside, state, result, tick)
-        result.blobs_freed, result.bytes_freed = tally.files, tally.bytes
+        result.blobs_freed, result.bytes_freed, result.others_freed = tally.files, tally.bytes, tally.others
         result.before_bytes = tally.bytes + result.kept_bytes
     return True
 

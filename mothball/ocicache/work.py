@@ -68,7 +68,7 @@ class Work:
         self._whole = request.everything and not self._referred
         device = os.fstat(pool).st_dev
         self._opened = OpenFiles(device, [place.path] if self._referred else [])
-        self._links = Links()
+        self._links, self._names = Links(), Links()
         self._aside: Aside | None = None
         self._guard: Guard | None = None
         self._held = ""
@@ -82,6 +82,7 @@ class Work:
                 self._aside = stack.enter_context(asides.make(self._place, self._pool, self._state))
             try:
                 self._remove(needed)
+                self._say_if_full(at_once=at_once)
                 if self._referred and self._aside is not None and self._result.blobs_freed:
                     self._watch(self._aside)
             except BaseException:
@@ -90,6 +91,14 @@ class Work:
             finally:
                 if self._aside is not None:
                     self._end(self._aside, at_once=at_once)
+
+    def _say_if_full(self, *, at_once: bool) -> None:
+        result = self._result
+        if self._aside is None and not result.dry_run and result.blobs_freed and (self._referred or not at_once):
+            result.notes.append(
+                "the disk is so full that nothing can be put into quarantine: what went was deleted at once and cannot be brought "
+                "back; pull again what is missed"
+            )
 
     def _remove(self, needed: int) -> None:
         request, result = self._request, self._result
@@ -112,6 +121,9 @@ class Work:
                 tick=request.tick,
                 stayed=None if reach is None else lambda digest: stayed.extend(bytes.fromhex(digest)),
             )
+            if result.dry_run:  # a prune gives it back before it looks
+                totals.bytes += self._sparing.coming_bytes
+                self._keep("reachable", self._sparing.coming)
             result.before_bytes = totals.bytes
             for reason, count in totals.kept.items():
                 self._keep(reason, count)
@@ -147,7 +159,7 @@ class Work:
                 if why:
                     self._keep(why, 1)
                 elif (size := self._take(entry)) is not None:
-                    chooser.gone(size)
+                    chooser.gone(self._names.first(entry.inode, entry.links, entry.bytes), size)
                     self._result.blobs_freed += 1
                     self._result.bytes_freed += size
 
@@ -233,14 +245,15 @@ class Work:
         result = self._result
         try:
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            files, size = 1, found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - other names hold it
+            files, others = (1, 0) if stat.S_ISREG(found.st_mode) else (0, 1)
+            size = found.st_blocks * BLOCK if found.st_nlink < 2 else 0  # noqa: PLR2004 - other names hold it
             if stat.S_ISDIR(found.st_mode):
                 below = open_folder(name, fd)
                 try:
                     tally = count_content(below, self._request.tick)
                 finally:
                     os.close(below)
-                files, size = tally.files, tally.bytes
+                files, others, size = tally.files, tally.others, tally.bytes
             if self._aside is not None:
                 self._aside.take(name, fd, folder)
             elif not result.dry_run:
@@ -249,6 +262,7 @@ class Work:
             result.problem(name, f"cannot be removed: {error.strerror}")
             return
         result.blobs_freed += files
+        result.others_freed += others
         result.bytes_freed += size
 
     def _watch(self, aside: Aside) -> None:
@@ -272,12 +286,12 @@ class Work:
 
     def _end(self, aside: Aside, *, at_once: bool) -> None:
         result = self._result
-        if not result.blobs_freed:
+        if not result.blobs_freed and not result.others_freed:
             aside.drop()
         elif at_once and not self._held:
             tally = remove(aside, result.problem, self._request.tick)
             if self._whole:  # folders that were moved as one are counted here
-                result.blobs_freed, result.bytes_freed = tally.files, tally.bytes
+                result.blobs_freed, result.bytes_freed, result.others_freed = tally.files, tally.bytes, tally.others
                 result.before_bytes = max(result.before_bytes, tally.bytes)
         else:
             self._hold(aside)

@@ -110,11 +110,13 @@ def test_data_and_workspaces_are_never_pruned_also_by_another_name(yard: CacheYa
     assert len(names(yard.path)) == 1
 
 
-def test_a_read_only_file_system_is_one_error_and_a_dry_run_works(yard: CacheYard) -> None:
+def test_a_read_only_file_system_is_one_error_and_a_dry_run_says_so(yard: CacheYard) -> None:
     paths = yard.flat(40, 41)
     with mounted(yard.home, "", "--bind", str(yard.home)):
         subprocess.run(["mount", "-o", "remount,ro,bind", str(yard.home)], check=True)
-        assert yard.prune(dry_run=True).blobs_freed == 2
+        promised = yard.prune(dry_run=True)
+        assert (promised.blobs_freed, promised.kept) == (0, {"permission": 2})
+        assert "Read-only" in promised.errors[0].reason
         for everything in (False, True):
             with pytest.raises(OperationFailed, match=r"Read-only.*nothing was changed"):
                 yard.prune(everything=everything)
