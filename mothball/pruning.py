@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from mothball import cache_fields
 from mothball.cache_fields import Cache, CachePolicy
 from mothball.durations import show
-from mothball.errors import NoSpace, PathNotAllowed
+from mothball.errors import Busy, NoSpace, PathNotAllowed
 
 if TYPE_CHECKING:
     from mothball.ocicache import Lease
@@ -89,13 +89,16 @@ class CacheRun:
         tick: Tick | None = None,
     ) -> dict[str, Any]:
         """Prune by the cache's policy changed by `words`, or `everything`; the result in JSON types. Raises what the prune does."""
-        from mothball.ocicache import Pressure
+        from mothball.ocicache import Pressure, PruneResult
         from mothball.ocicache.prune import prune
 
         here = self.settings
         policy = policy_for(here, self.cache, words)
         marks = Pressure(high=here.cache_high_percent, low=here.cache_low_percent) if pressure else None
-        with self._one_per_disk() if pressure and not dry_run else nullcontext():
+        with self._one_per_disk() if pressure and not dry_run else nullcontext(True) as mine:
+            if not mine:
+                said = "pressure: another cache of this disk is being pruned, nothing to do"
+                return PruneResult(cache_dir=self.cache.path, host=here.host, policy=said).to_dict()
             found = prune(
                 self.cache,
                 policy,
@@ -113,8 +116,8 @@ class CacheRun:
         return found.to_dict()
 
     @contextmanager
-    def _one_per_disk(self) -> Iterator[None]:
-        """Two caches of one full disk, pruned at once, would each free all that is wanted."""
+    def _one_per_disk(self) -> Iterator[bool]:
+        """Two caches of one full disk, pruned at once, would each free all that is wanted. False: another one is being pruned."""
         from mothball.store.blobs import file_lock
 
         try:
@@ -131,7 +134,10 @@ class CacheRun:
                 # The disk is so full that there is no room for the lock: that is what this prune is for.
                 if isinstance(error, OSError) and error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                     raise
-            yield
+            except Busy:
+                yield False
+                return
+            yield True
 
     def note(self, result: Mapping[str, Any], run: str, *, reason: str) -> None:
         """Tell the fleet what a prune did, once per `run`. A dry run did nothing."""

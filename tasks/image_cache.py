@@ -166,9 +166,10 @@ def _still_full(ctx: JobContext, path: str, result: dict[str, Any]) -> None:
     """A disk that stays full although its cache gave what it could: say so, and leave the cache in peace for a while.
 
     A cache that still has what may go gave all it was asked for, and one that was not looked at, for the disk was no longer full,
-    was asked for nothing: when pulls fill the disk again, both are asked again.
+    was asked for nothing: when pulls fill the disk again, both are asked again. So is one of which some is on the disk for another
+    minute, and one that was left alone as another cache of its disk was being pruned.
     """
-    if result["kept"].get("used"):
+    if result["kept"].get("used") or result["quarantined_bytes"] or not result["kind"]:
         return
     try:
         figures = os.statvfs(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from celery.exceptions import Ignore
 from mothball import pruning
 from mothball.client import Fleet
 from mothball.errors import HostOffline, InvalidParams, PathNotAllowed, Unavailable
-from mothball.pruning import PRUNE_TASK, lane_of
+from mothball.pruning import PRUNE_TASK, CacheRun, lane_of
 from mothball.registry import Job
 from mothball.registry.caches import offset_ms
 from mothball.settings import Settings
@@ -25,6 +26,7 @@ from tasks import services
 from tests.commands import Answer, beside_jobs
 from tests.conftest import NO_REDIS
 from tests.integration.delivery import deliver
+from tests.support import not_permitted
 from workers.cache_disks import CacheDisks
 from workers.redis_server import RedisServer
 
@@ -426,6 +428,59 @@ def test_a_disk_that_its_caches_cannot_empty_is_said_and_not_asked_about_every_m
     full(caches, 99.0)
     assert jobs.prune_full_disks(caches.here)["asked"] == 0
     assert caches.registry.events.list(kind="cache.pruned")[0].fields["reason"] == "pressure"
+
+
+def test_pressure_leaves_a_cache_alone_while_another_one_of_its_disk_is_pruned(
+    caches: Caches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "WAIT_SECONDS", 0.1)
+    old = caches.blob("a", days=40)
+    services.configure(caches.settings.model_copy(update={"cache_high_percent": 0.002, "cache_low_percent": 0.001}))
+    with CacheRun(caches.settings, str(caches.other), None)._one_per_disk():
+        result = caches.run(pressure=True, reason="pressure")
+    assert (result["blobs_freed"], caches.names()) == (0, {old})
+    assert "another cache of this disk is being pruned" in result["policy"]
+    assert caches.registry.events.list(kind="cache.disk_full") == []
+    assert not caches.registry.caches.calmed("h1", str(caches.flat))
+    assert caches.run(pressure=True, reason="pressure")["blobs_freed"] == 1
+
+
+def test_pressure_prunes_a_disk_that_has_no_room_for_a_lock(caches: Caches, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        not_permitted("mount a file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=8", "tmpfs", str(disk)], check=True)
+    try:
+        folder = disk / "cache"
+        folder.mkdir()
+        (disk / "data").mkdir()
+        for number in range(5):
+            caches.blob(str(number), days=40 + number, folder=folder)
+        with pytest.raises(OSError, match="No space"):
+            (disk / "more").mkdir()
+        more = {"data_dir": disk / "data", "image_caches": str(folder), "cache_high_percent": 0.002, "cache_low_percent": 0.001}
+        found = CacheRun(Settings(**{**caches.settings.model_dump(), **more}), str(folder), None).prune(pressure=True)
+        assert (found["blobs_freed"], caches.names(folder)) == (5, set())
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_result_with_long_paths_is_noted_all_the_same(caches: Caches) -> None:
+    result = caches.run()
+    long = [{"path": "p" * 4000, "reason": "r" * 2000}] * 50
+    run = CacheRun(caches.settings, str(caches.flat), caches.registry)
+    run.note({**result, "errors": long, "notes": ["n" * 9000] * 30}, "run", reason="asked")
+    last = caches.registry.caches.last("h1", str(caches.flat))
+    assert last is not None
+    assert len(last.result["errors"]) == pruning.RESULT_ERRORS
+
+
+def test_an_empty_word_of_a_command_is_refused_and_not_left_out(caches: Caches, mothball: Callable[..., Answer]) -> None:
+    old = caches.blob("a", days=40)
+    answer = mothball("image", "cache", "prune", "--max-bytes", "")
+    assert answer.code != 0
+    assert caches.names() == {old}
 
 
 def test_pressure_below_the_high_mark_frees_nothing(caches: Caches) -> None:
