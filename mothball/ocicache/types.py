@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
+from mothball.store.read import show
+
 
 class Kind(StrEnum):
     """What a directory is. The second half are stores of other tools, which are only ever looked at."""
@@ -79,6 +81,11 @@ class Found(msgspec.Struct, frozen=True):
     """An aside may lie at its top."""
 
 
+def printable(text: str) -> str:
+    """A name, or what has names in it, that a terminal and JSON can show: anybody may have named a file in a cache."""
+    return show(text.encode("utf-8", "surrogateescape"))
+
+
 class PruneResult(msgspec.Struct, kw_only=True):
     """What a prune did, or a dry run would do (N-01). Bytes are disk bytes, a file with several names once.
 
@@ -124,7 +131,7 @@ class PruneResult(msgspec.Struct, kw_only=True):
 
     def problem(self, path: str, reason: str) -> None:
         """Note what was left alone; after `MAX_ERRORS` they are only counted."""
-        problem = Problem(path, reason)
+        problem = Problem(printable(path), printable(reason))
         if problem in self.errors:
             return
         if len(self.errors) < MAX_ERRORS:

@@ -24,7 +24,7 @@ from mothball.ocicache.records import key_of
 from mothball.ocicache.scan import BLOCK, Totals, entries
 from mothball.ocicache.sparing import Sparing
 from mothball.ocicache.system import open_file
-from mothball.ocicache.types import MAX_ERRORS, PRUNABLE, Found, Kind, Leases, Problem, Tick, VerifyResult
+from mothball.ocicache.types import MAX_ERRORS, PRUNABLE, Found, Kind, Leases, Problem, Tick, VerifyResult, printable
 
 _PIECE: Final = 1 << 20
 _SHOWN: Final = 50
@@ -107,7 +107,7 @@ def _read_all(pool: int, found: Found, guard: Guard, out: VerifyResult, *, delet
             continue
         except OSError as error:
             if len(out.errors) < MAX_ERRORS:
-                out.errors.append(Problem(name, f"cannot be read: {error.strerror}"))
+                out.errors.append(Problem(printable(name), f"cannot be read: {error.strerror}"))
             continue
         if good:
             continue
@@ -146,7 +146,7 @@ def _bad(pool: int, name: str, seen: os.stat_result, out: VerifyResult, *, delet
         os.unlink(name, dir_fd=pool)
     except OSError as error:
         if len(out.errors) < MAX_ERRORS:
-            out.errors.append(Problem(name, f"cannot be deleted: {error.strerror}"))
+            out.errors.append(Problem(printable(name), f"cannot be deleted: {error.strerror}"))
         return
     out.deleted += 1
     out.bytes_freed += seen.st_blocks * BLOCK if seen.st_nlink < 2 else 0  # noqa: PLR2004 - other names hold it

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from mothball.cache_fields import CachePolicy
@@ -173,3 +176,22 @@ def test_what_another_user_left_in_quarantine_is_said_and_root_takes_that_of_the
     then(yard.cache(), data_dir=yard.data_dir)
     found = yard.prune(OLD, pressure=Pressure(high=0.001, low=0.0005))
     assert (found.notes, asides(yard.home)) == ([], [])
+
+
+def test_hostile_names_reach_neither_a_terminal_nor_break_the_result(yard: CacheYard) -> None:
+    yard.flat(1)
+    evil = os.fsencode(yard.path) + b"/" + (b"x\n\x1b[31m\xff\xfe" * 28)[:255]
+    with open(evil, "wb"):
+        pass
+    if os.geteuid() != 0 or subprocess.run(["chattr", "+i", evil], capture_output=True, check=False).returncode:
+        not_permitted("make a file immutable (on this file system)")
+    try:
+        found = yard.prune(everything=True, kind="flat")
+        [problem] = found.errors
+        assert "\\n\\x1b[31m" in problem.path
+        assert problem.path.isprintable()
+        msgspec.json.encode(found.to_dict())
+        json.dumps(found.to_dict()).encode()
+    finally:
+        for each in yard.home.rglob("*"):
+            subprocess.run(["chattr", "-i", os.fsencode(each)], capture_output=True, check=False)
