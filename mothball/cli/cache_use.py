@@ -35,6 +35,10 @@ _PASSED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
 _BY_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
 
 
+class NotExecutable(errors.InvalidParams):
+    """There is such a file, and it cannot be run."""
+
+
 class Touched:
     """The blobs of a cache that are opened, made or renamed into place while a ``with`` block runs; by anybody, not only by us."""
 
@@ -130,12 +134,14 @@ class Touched:
 def run(command: Sequence[str], env: Mapping[str, str]) -> int:
     """Run `command` with our streams until it ends; its exit code, 128 and the number for a signal. Signals are passed on.
 
-    Raises `NotFound` when there is no such program, `InvalidParams` when it cannot be started.
+    Raises `NotFound` when there is no such program, `NotExecutable` when it may not be run, `InvalidParams` when it cannot start.
     """
     try:
         child = subprocess.Popen(list(command), env=dict(env))
     except FileNotFoundError:
         raise errors.NotFound(f"there is no program {command[0]!r}", what="program", id=command[0]) from None
+    except PermissionError as error:
+        raise NotExecutable(f"{command[0]!r} cannot be started: {error.strerror}") from None
     except (OSError, ValueError) as error:
         raise errors.InvalidParams(f"{command[0]!r} cannot be started: {error}") from None
     with _passing_on(child):

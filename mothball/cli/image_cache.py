@@ -182,7 +182,7 @@ def use(
 
     Its exit code is its own (128 and the number for a signal). MOTHBALL_* variables do not reach it.
     """
-    from mothball.cli.cache_use import EXIT_NOT_FOUND, Touched, run
+    from mothball.cli.cache_use import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, NotExecutable, Touched, run
     from mothball.client_caches import LEASE_SECONDS, HeldCache
     from mothball.pruning import declared
     from mothball.registry import Registry
@@ -198,6 +198,9 @@ def use(
         except errors.NotFound as error:
             note(f"error: {error.code}: {error.message}")
             return EXIT_NOT_FOUND
+        except NotExecutable as error:
+            note(f"error: {error.code}: {error.message}")
+            return EXIT_NOT_EXECUTABLE
     # Its exit code is what counts; what goes wrong with the note only makes blobs look less used than they are.
     try:
         if touched.digests:

@@ -78,6 +78,8 @@ def _recognised(fd: int, path: str, declared: str | None, top: _Top) -> Found:
     if not top.names:
         return Found(Kind.EMPTY, "it is empty")
     if top.flat and not top.foreign and not top.special:
+        if _has_folder(fd, "../manifests"):
+            raise _unrecognised(path, "beside it is a folder 'manifests', which may need what lies here (ollama keeps models so)")
         return Found(Kind.FLAT, f"its {top.flat} entries are named by digests")
     for special, kind, where in (("blobs", Kind.BLOBS, "blobs/sha256"), ("sha256", Kind.SHARED, "sha256")):
         if special in top.special and not top.flat and not top.foreign and top.special <= ({special} | ALGORITHMS):

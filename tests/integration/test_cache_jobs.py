@@ -633,6 +633,7 @@ def test_use_runs_a_command_under_a_lease_and_notes_what_it_touched(caches: Cach
     assert caches.run()["blobs_freed"] == 1
     assert caches.names() == {old}
     assert mothball("image", "cache", "use", str(caches.flat), "--", "no-such-program").code == 127
+    assert mothball("image", "cache", "use", str(caches.flat), "--", "/etc/passwd").code == 126
     assert mothball("image", "cache", "use", "/var/cache/x", "--", "true").code == 1
 
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from mothball.cache_fields import CachePolicy
+from mothball.errors import InvalidParams
 from mothball.ocicache import aside, work
 from mothball.ocicache.measure import usage
 from mothball.ocicache.types import Pressure
@@ -79,6 +80,16 @@ def test_n12_the_content_store_of_containerd_is_told_by_what_is_being_written_in
     yard.blob(yard.path / "blobs/sha256", b"x", 40)
     (yard.path / "ingest").mkdir()
     assert "crictl rmi" in yard.prune(everything=True).advice
+
+
+def test_n12_blobs_that_manifests_beside_them_need_are_no_cache_unless_it_was_declared(yard: CacheYard) -> None:
+    """So ollama keeps models."""
+    yard.blob(yard.home / "models/blobs", b"model", 40, name="sha256-{}")
+    (yard.home / "models/manifests").mkdir()
+    for everything in (True, False):
+        with pytest.raises(InvalidParams, match="manifests"):
+            yard.prune(path=yard.home / "models/blobs", everything=everything)
+    assert yard.prune(path=yard.home / "models/blobs", kind="flat").blobs_freed == 1
 
 
 def test_a_full_disk_that_leaves_no_room_for_a_quarantine_is_said(yard: CacheYard) -> None:
