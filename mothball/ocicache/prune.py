@@ -216,7 +216,7 @@ class _Request:
             result.problem(self.cache.path, text)
             return
         referred = found.kind in {Kind.LAYOUT, Kind.SHARED}
-        sparing = Sparing(self.cache, place, pool, referred=referred)
+        sparing = Sparing(self.cache, place, pool, referred=referred, tick=self.tick)
         where = pools(place, pool, inside=found.inside)
         with quarantined(place, where, found.folder, sparing):
             self._work(place, pool, found, result, now_ms, sparing, where)

@@ -92,9 +92,9 @@ def survey(
 ) -> Totals:
     """Look at every entry once: what nothing speaks for goes into `records`, the rest is counted by its reason.
 
-    `stayed` is told of blobs that stay though nothing reaches them. A time in the future says nothing: then the time of change
-    counts, which nobody can set. Of blobs that layouts need the time of reading does not count where we cannot but change it when
-    we look for what they refer to: they are another user's.
+    `stayed` is told of blobs that stay though nothing reaches them, but for those of a lease: then all do. A time in the future
+    says nothing: then the time of change counts, which nobody can set. Of blobs that layouts need the time of reading does not
+    count where we cannot but change it when we look for what they refer to: they are small and another user's.
     """
     totals = Totals()
     in_use = kind is Kind.BLOBINFO and any(BESIDE_BLOBINFO.match(name) for name in os.listdir(pool))
@@ -121,7 +121,7 @@ def survey(
             why = "open"
         if why:
             kept[why] += 1
-            if stayed is not None and digest and why != "reachable":
+            if stayed is not None and digest and why not in {"reachable", "leased"}:
                 stayed(digest)
             return
         add(used, key, form, found.st_ino, found.st_size, found.st_blocks * BLOCK, mtime, atime, found.st_nlink)

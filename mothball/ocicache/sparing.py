@@ -11,10 +11,12 @@ from typing import Final
 from mothball.cache_fields import Cache
 from mothball.errors import Corrupt
 from mothball.ocicache.aside import Aside
+from mothball.ocicache.layouts import busy_with, layouts_in
 from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.place import Place
-from mothball.ocicache.reach import Reach, busy_with, layouts_in, subject_of
+from mothball.ocicache.reach import Reach, subject_of
 from mothball.ocicache.records import Records
+from mothball.ocicache.referrers import Referrers
 from mothball.ocicache.removal import Note
 from mothball.ocicache.scan import BLOCK
 from mothball.ocicache.settle import is_empty, put_back
@@ -52,7 +54,7 @@ def layouts_of(cache: Cache, place: Place, pool: int) -> Layouts:
 class Sparing:
     """For a cache to which no layout refers, nothing is reachable and no pull is in progress."""
 
-    def __init__(self, cache: Cache, place: Place, pool: int, *, referred: bool) -> None:
+    def __init__(self, cache: Cache, place: Place, pool: int, *, referred: bool, tick: Tick | None = None) -> None:
         """`referred`: layouts need its blobs."""
         layouts = layouts_of(cache, place, pool) if referred else None
         self._pool = pool
@@ -63,7 +65,8 @@ class Sparing:
         """The folders that a pull into it names."""
         self.coming = self.coming_bytes = 0
         """Blobs that a prune would give back, in a dry run."""
-        self.reach = None if layouts is None else Reach(pool, layouts)
+        self._referrers: Referrers | None = None
+        self.reach = None if layouts is None else Reach(pool, layouts, tick)
 
     def mark(self) -> None:
         """See what is reachable. Raises `Corrupt` when that cannot be known, `Busy`."""
@@ -74,6 +77,8 @@ class Sparing:
         """And what became so meanwhile."""
         if self.reach is not None:
             self.reach.again()
+        if self._referrers is not None:
+            self._referrers.again()
 
     def changed(self) -> tuple[int, ...]:
         """Something else whenever the cache's own folder changed, or an index that was read."""
@@ -131,13 +136,8 @@ class Sparing:
             subject = subject_of(entry.name, self._pool)
             if subject is not None:
                 pairs += bytes.fromhex(subject) + entry.key
-        grew = True
-        while grew:
-            before = len(self.reach.reachable)
-            for at in range(0, len(pairs), 64):
-                if pairs[at : at + 32].hex() in self.reach.reachable:
-                    self.reach.add(pairs[at + 32 : at + 64].hex())
-            grew = len(self.reach.reachable) > before
+        self._referrers = Referrers(pairs, self.reach, tick)
+        self._referrers.follow()
 
     def follow(self, digests: bytearray) -> None:
         """What stays for another reason than that an index reaches it (32 bytes each) stays whole: with all that it names."""

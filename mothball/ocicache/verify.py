@@ -78,7 +78,7 @@ def _verify(
         if leases is not None:
             guard.lease(leases())
         if found.kind is Kind.LAYOUT or cache.layouts:
-            _see_missing(Sparing(cache, place, pool, referred=True), out)
+            _see_missing(Sparing(cache, place, pool, referred=True, tick=tick), out)
         _read_all(pool, found, guard, out, delete=delete, tick=tick)
     finally:
         os.close(pool)

@@ -128,7 +128,8 @@ class Work:
             for reason, count in totals.kept.items():
                 self._keep(reason, count)
             self._sparing.report(result)
-            self._sparing.follow(stayed)
+            if records.count:
+                self._sparing.follow(stayed)
             self._sparing.referrers(records, request.tick)
             if records.count and (sign := self._sparing.pulling(self._opened, wait=not result.dry_run)) is not None:
                 self._keep("pulling", records.count)

@@ -15,7 +15,7 @@ import pytest
 
 from mothball.cache_fields import CachePolicy
 from mothball.errors import Busy, Corrupt, PathNotAllowed
-from mothball.ocicache import reach, sparing, whole, work
+from mothball.ocicache import layouts, sparing, whole, work
 from mothball.ocicache.measure import usage
 from mothball.ocicache.table import Digests
 from mothball.ocicache.undelete import undelete
@@ -264,7 +264,7 @@ def test_a_quarantine_that_was_written_under_a_clock_that_was_ahead_ends(yard: C
 
 
 def test_the_blobs_below_the_folder_of_layouts_are_no_layouts(yard: CacheYard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reach, "_MAX_LAYOUTS", 5)
+    monkeypatch.setattr(layouts, "_MAX_LAYOUTS", 5)
     pool = yard.path / "sha256"
     yard.index(yard.home / "one", [yard.image(pool, "needed")])
     for number in range(10):
