@@ -1,5 +1,7 @@
-"""What goes into a crash package: the capture's files by frames, decompressed and looked through ahead, held against their sha256.
+"""What goes into a crash package: the capture's files by frames, decompressed and looked through ahead.
 
+The layers are held against their digests as wholes, meanwhile (`mothball.store.hashing.Checking`): that many files are hashed in
+less time than one by one.
 A frame holds many files. Looking through it as a whole for what could be a secret takes a fraction of looking through each file,
 and happens beside the writing. Only files in which something may stand are then redacted one by one.
 """
@@ -8,14 +10,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import sha256
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mothball.errors import Corrupt
-from mothball.redact.files import CODE, judged_as
+from mothball.redact.files import CODE, HEAD, is_credentials, is_text, judged_as
 from mothball.redact.formats import stricter
 from mothball.store.merge import Found
 from mothball.store.read import show
@@ -24,10 +25,14 @@ from mothball.store.toc import read_frame
 from mothball.store.tree import Tree
 
 if TYPE_CHECKING:
+    from mothball.crash.looker import Look
     from mothball.redact.engine import Redactor
 
 FRAME_BUDGET: Final = 256 * 1024**2
 """Most bytes of decompressed frames kept at once; two frames are kept whatever their size."""
+LEARN_LIMIT: Final = 1024**2
+"""Bytes of a credential file that are read for values to look for everywhere."""
+_NAMES: Final = 1024
 _ORDINARY: Final = (CODE, "")
 _MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _LEAST_KEPT: Final = 2
@@ -55,11 +60,12 @@ class Contents:
     the next ones of the layer that was read last are prepared by threads.
     """
 
-    def __init__(self, tree: Tree, redactor: Redactor | None, ahead: int = 2) -> None:
-        """`ahead`: so many frames are prepared before they are asked for. Without `redactor` nothing is said to be plain."""
+    def __init__(self, tree: Tree, look: Look | None, ahead: int = 3) -> None:
+        """`ahead`: so many frames are prepared before they are asked for. `look` finds what may be secret in a frame (by the
+        numbers of its layer and its own); without it nothing is said to be plain."""
         self._tree = tree
         self._ahead = ahead
-        self._redactor = redactor
+        self._look = look
         self._frames: OrderedDict[tuple[int, int], _Frame] = OrderedDict()
         self._coming: dict[tuple[int, int], Future[_Frame]] = {}
         self._pool = ThreadPoolExecutor(max(1, ahead), thread_name_prefix="package-frames")
@@ -73,7 +79,7 @@ class Contents:
         self._coming.clear()
 
     def whole(self, found: Found) -> Whole | None:
-        """The content of a file that lies in one frame; None for one that does not. `Corrupt` when its sha256 is another."""
+        """The content of a file that lies in one frame; None for one that does not."""
         row = found.row
         if not row.size:
             return Whole(b"", plain=True)
@@ -82,21 +88,17 @@ class Contents:
         content = frame.data[begin:end]
         if len(content) != row.size:
             return None
-        # By a thread it would take longer: for each file that would have to wait for the interpreter lock again.
-        if sha256(content).digest() != row.sha256:
-            raise self._mismatch(found)
         # The first place that ends behind the file's beginning: plain when it begins behind the file's end.
         place = bisect_right(frame.ends, begin)
         return Whole(content, plain=place == len(frame.starts) or frame.starts[place] >= end)
 
     def pieces(self, found: Found) -> Iterator[bytes]:
-        """The content of a file of any size, frame by frame. It was verified when the iteration ends; `Corrupt` ends it else."""
+        """The content of a file of any size, frame by frame."""
         row = found.row
         layer = self._tree.layers[found.layer]
         starts = layer.toc.starts
         place, left = (starts[row.frame] + row.offset, row.size) if row.size else (0, 0)
         number = bisect_right(starts, place) - 1
-        sha = sha256()
         while left:
             if number >= len(layer.toc.frames):
                 raise layer.toc.corrupt(f"{show(row.path)} claims content outside its frames")
@@ -104,18 +106,10 @@ class Contents:
             # A frame that this file fills to its end is looked at with the file, and not by itself.
             inside = bisect_right(starts, place + left) - 1
             piece = self._frame(found.layer, number, inside).data[start : start + left]
-            sha.update(piece)
             place += len(piece)
             left -= len(piece)
             number += 1
             yield piece
-        if row.size and sha.digest() != row.sha256:
-            raise self._mismatch(found)
-
-    def _mismatch(self, found: Found) -> Corrupt:
-        layer = self._tree.layers[found.layer]
-        reason = f"the content of {show(found.row.path)} does not match its sha256"
-        return Corrupt(what=f"layer {layer.digest}", reason=reason, digest=layer.digest)
 
     def _frame(self, layer: int, number: int, inside: int = 0) -> _Frame:
         """Frame `number`. Those below `inside` hold no file as a whole, and nothing is looked for in them."""
@@ -143,10 +137,48 @@ class Contents:
     def _read(self, key: tuple[int, int], look: bool) -> _Frame:
         layer = self._tree.layers[key[0]]
         data = read_frame(layer.file, layer.toc, key[1])
-        if self._redactor is None or not look:
+        if self._look is None or not look:
             return _Frame(data, [0], [len(data)])
-        spans = self._redactor.spans(data, 0, len(data), CODE)
-        return _Frame(data, [span.start for span in spans], [span.end for span in spans])
+        found = self._look(*key)
+        return _Frame(data, [start for start, _ in found], [end for _, end in found])
+
+
+def learn_credentials(tree: Tree, redactor: Redactor, tick: Callable[[int], None]) -> None:
+    """Make known to `redactor` what the credential files of a capture hold, which are told by their names (.env, .netrc, ...):
+    it is a secret wherever else it stands. Done once for each capture.
+
+    `tick` is told how many names were seen. Raises `Corrupt` for a damaged one, when all the others were read.
+    """
+    if tree.digest in redactor.sources:
+        return
+    damage: Corrupt | None = None
+    for count, paths in enumerate(tree.names()):
+        tick(_NAMES * count)
+        for path in paths:
+            if is_credentials(path) and (found := tree.locate(path)) is not None and found.row.type in "fh":
+                try:
+                    with tree.open_file(path) as file:
+                        redactor.learn(path, file.read(LEARN_LIMIT))
+                except Corrupt as error:
+                    damage = damage or error
+    if damage is not None:
+        raise damage
+    redactor.sources.add(tree.digest)
+
+
+def look_at_frame(tree: Tree, redactor: Redactor, layer: int, number: int) -> list[tuple[int, int]]:
+    """Where something that may be a secret begins and ends in a frame, in rising order."""
+    data = read_frame(tree.layers[layer].file, tree.layers[layer].toc, number)
+    return [(span.start, span.end) for span in redactor.spans(data, 0, len(data), CODE)]
+
+
+def look_at_binary(tree: Tree, redactor: Redactor, path: bytes) -> list[str] | None:
+    """The rules that fire in a file of the capture, sorted; None for one that is text."""
+    found = tree.locate(path)
+    with Contents(tree, None, ahead=0) as contents:
+        if found is None or is_text(next(contents.pieces(found), b"")[:HEAD]):
+            return None
+        return sorted(redactor.binary(contents.pieces(found)))
 
 
 def any_secret(redactor: Redactor, names: list[bytes]) -> bool:

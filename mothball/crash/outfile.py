@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple, Protocol
 
 from mothball.errors import OperationFailed
 
@@ -16,13 +16,21 @@ _PIECE: Final = 4 * 1024**2
 _AT_ONCE: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 
 
+class Watch(Protocol):
+    """Who follows what is written (see `mothball.crash.scanning.Ahead`)."""
+
+    def written(self, place: int) -> None: ...
+    def changed(self, place: int) -> None: ...
+
+
 class OutFile:
     """Appends to `file` from `start` on. `place` is where the next byte goes. Use as a context manager, from one thread.
 
-    With `sync` what is written goes to disk on the way, so that the flush at the end has little left to wait for.
+    With `sync` what is written goes to disk on the way, so that the flush at the end has little left to wait for. `watch` is told
+    how far the file is written, and what was written anew.
     """
 
-    def __init__(self, file: BinaryIO, start: int, *, sync: bool) -> None:
+    def __init__(self, file: BinaryIO, start: int, *, sync: bool, watch: Watch | None = None) -> None:
         file.flush()
         self._fd = file.fileno()
         self.place = start
@@ -33,6 +41,7 @@ class OutFile:
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="package-sync") if sync else None
         self._flushing: Future[None] | None = None
         self._flushed = start
+        self._watch = watch
 
     def __enter__(self) -> OutFile:
         return self
@@ -70,11 +79,15 @@ class OutFile:
         """Replace bytes that were appended before."""
         self.flush()
         write_at(self._fd, data, place)
+        if self._watch is not None:
+            self._watch.changed(place)
 
     def _send(self) -> None:
         if self._writing is not None:
             self._writing.result()
             self._writing = None
+            if self._watch is not None:
+                self._watch.written(self._done)
         if self._parts:
             self._writing = self._pool.submit(write_parts, self._fd, self._parts, self._done)
             self._done, self._parts = self.place, []

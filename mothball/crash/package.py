@@ -15,22 +15,25 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
+from mothball.crash.content import learn_credentials, look_at_binary, look_at_frame
 from mothball.crash.facts import Packaged, PackageFacts
+from mothball.crash.looker import Looker
 from mothball.crash.outfile import Move, OutFile, shifted, write_at
 from mothball.crash.packages import CLEAR, SEALED
 from mothball.crash.packing import Binaries, Key, Packer
-from mothball.crash.scanning import scan_package, scan_ranges, unredacted
+from mothball.crash.scanning import Ahead, look_at_window, scan_package, scan_ranges, unredacted
 from mothball.errors import AlreadyExists, InvalidParams, Oversize
 from mothball.package.target import check_new
-from mothball.redact.files import is_credentials
 from mothball.seal.newfile import new_file
 from mothball.store import Store
 from mothball.store.artifact import REPORT_LIMIT, check_crash_name
 from mothball.store.foreign import read_json
+from mothball.store.hashing import Checking
 from mothball.store.manifest import canonical
 from mothball.store.tarhead import BLOCK, header, padded
 from mothball.store.tree import Tree
@@ -53,8 +56,6 @@ megabytes; what it raises ends the package, and nothing is left of it."""
 
 ROOM: Final = 64 * 1024
 """Bytes left for what the facts add to a report. One that needs more costs a second copy of the package, nothing else."""
-LEARN_LIMIT: Final = 1024**2
-"""Bytes of a credential file that are read for values to look for everywhere."""
 MAX_CONFIG: Final = 4 * 1024**2
 _PIECE: Final = 4 * 1024**2
 _COMMENT: Final = b"a crash report by Mothball; unpacked it is a bundle for runc"
@@ -135,8 +136,19 @@ def _write(
 ) -> Packaged:
     with Tree.open(store, digest) as tree, new_file(place) as out, ExitStack() as stack, _no_cycle_collection():
         clear = out if seal is None else _unnamed(place.parent, stack)
+        checking = stack.enter_context(Checking((layer.file.fileno(), layer.digest) for layer in tree.layers))
         made = _Package(
-            tree, clear, report, config, redactor, binaries, base, folder=place.parent, sync=store.fsync and seal is None, tick=tick
+            tree,
+            checking,
+            clear,
+            report,
+            config,
+            redactor,
+            binaries,
+            base,
+            folder=place.parent,
+            sync=store.fsync and seal is None,
+            tick=tick,
         )
         facts, data = made.write()
         if seal is not None:
@@ -154,6 +166,7 @@ class _Package:
     def __init__(
         self,
         tree: Tree,
+        checking: Checking,
         out: BinaryIO,
         report: Report,
         config: bytes,
@@ -166,6 +179,7 @@ class _Package:
         tick: Tick,
     ) -> None:
         self._tree = tree
+        self._checking = checking
         self._out = out
         self._report = report
         self._redactor = redactor
@@ -178,10 +192,12 @@ class _Package:
         self._shift = 0
         self._room = 0
         self._packer: Packer
+        self._ahead: Ahead | None = None
 
     def write(self) -> tuple[PackageFacts, bytes]:
         """Pack and scan; once more when the scan knows values that the packing came to know too late. Raises `Unredacted`."""
-        self._learn()
+        # First: files before the one that teaches come before it.
+        learn_credentials(self._tree, self._redactor, lambda names: self._tick(step="learn", entries=names, bytes=0))
         self._pack("pack")
         data = self._finish()
         if found := self._scan(None):
@@ -197,18 +213,8 @@ class _Package:
             found = self._scan(None if touched is None or self._redactor.remember() or self._shift else touched)
         if found:
             raise unredacted(self._out, found)
+        self._checking.result()
         return self._packer.facts(), data
-
-    def _learn(self) -> None:
-        """Read the credential files first: what they hold is a secret wherever else it stands, and files before them come first."""
-        for count, paths in enumerate(self._tree.names()):
-            self._tick(step="learn", entries=1024 * count, bytes=0)
-            for path in paths:
-                if is_credentials(path):
-                    found = self._tree.locate(path)
-                    if found is not None and found.row.type in "fh":
-                        with self._tree.open_file(path) as file:
-                            self._redactor.learn(path, file.read(LEARN_LIMIT))
 
     def _pack(self, step: str) -> None:
         base = self._base
@@ -217,9 +223,23 @@ class _Package:
         self._out.truncate(0)
         progress = self._progress(step)
         name = None if base is None else f"{self._redactor.text(base.reference)} {base.digest}"
-        with OutFile(self._out, self._room, sync=self._sync) as body:
-            self._packer = Packer(self._tree, body, self._redactor, binaries=self._binaries, progress=progress)
-            self._packer.run(() if base is None else base.entries(), name)
+        fd, tree, redactor = self._out.fileno(), self._tree, self._redactor
+        known = redactor.known_values()
+        looks = (
+            partial(look_at_frame, tree, redactor),
+            partial(look_at_binary, tree, redactor),
+            lambda start: look_at_window(fd, start, redactor, known),
+        )
+        files = [fd, *(layer.file.fileno() for layer in tree.layers)]
+        with Looker(looks, files) as looker, closing(Ahead(known, partial(looker.ask, 2))) as ahead:
+            self._checking.start()  # not before the processes: what a thread holds at that moment nobody lets go of in a fork
+            with OutFile(self._out, self._room, sync=self._sync, watch=ahead) as body:
+                look, inside = partial(looker.ask, 0), partial(looker.ask, 1)
+                self._packer = Packer(
+                    tree, body, redactor, binaries=self._binaries, progress=progress, look=look, look_inside=inside
+                )
+                self._packer.run(() if base is None else base.entries(), name)
+        self._ahead = ahead
 
     def _patch(self, touched: list[Key]) -> None:
         """Write some files anew, and move what lies behind those that are longer or shorter now."""
@@ -261,7 +281,8 @@ class _Package:
         """What is found in the finished bytes: in all of them, or in the report and in the files `keys`."""
         fd, files = self._out.fileno(), self._packer.files
         if keys is None:
-            return scan_package(fd, files.values(), self._shift, self._redactor, self._tick)
+            ahead, self._ahead = None if self._shift else self._ahead, None
+            return scan_package(fd, files.values(), self._shift, self._redactor, self._tick, ahead)
         ranges = [(files[key].start, files[key].content + padded(files[key].size)) for key in keys if key in files]
         return scan_ranges(fd, [(0, self._room), *ranges], self._redactor, self._tick)
 

@@ -6,9 +6,9 @@ import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
+from mothball.crash.big import BigBinaries
 from mothball.crash.content import Contents, any_secret, apart, large_apart
 from mothball.crash.facts import LISTED, Binary, LeftOut, PackageFacts
 from mothball.crash.outfile import Move, OutFile, copied, shifted
@@ -22,6 +22,7 @@ from mothball.store.tarhead import BLOCK, END_OF_ARCHIVE, header, padded
 from mothball.store.tree import Tree
 
 if TYPE_CHECKING:
+    from mothball.crash.looker import Look
     from mothball.redact.engine import Redactor
 
 T = TypeVar("T")
@@ -40,7 +41,6 @@ _WHOLE: Final = 64 * 1024**2
 _SIZING: Final = 4 * 1024**3
 _REPORT_ENTRIES: Final = 512
 _REPORT_BYTES: Final = 4 * 1024**2
-_BATCH: Final = 256
 _PADDING: Final = bytes(BLOCK)
 
 
@@ -59,7 +59,8 @@ class Packed(NamedTuple):
 class Packer:
     """Writes everything below ``rootfs/``, then the end of the archive.
 
-    `progress` is called with ``entries=`` and ``bytes=`` now and then; what it raises ends the work.
+    `progress` is called with ``entries=`` and ``bytes=`` now and then; what it raises ends the work. `look` says where something
+    that may be a secret stands in a frame of the capture (see `Contents`), `look_inside` is `look_at_binary` for one of its paths.
     """
 
     def __init__(
@@ -70,12 +71,16 @@ class Packer:
         *,
         binaries: Binaries,
         progress: Callable[..., None],
+        look: Look,
+        look_inside: Look,
     ) -> None:
         self._tree = tree
         self._out = out
         self._redactor = redactor
         self._wanted = binaries == "include"
         self._progress = progress
+        self._look = look
+        self._big = BigBinaries(look_inside if binaries == "include" else None)
         self._told_bytes = out.place
         self._entries = self._told_entries = 0
         self._names = Renaming(redactor.name, lambda path: tree.locate(path) is not None)
@@ -184,9 +189,8 @@ class Packer:
     # -- the workspace -------------------------------------------------------------------------------------------------
 
     def _workspace(self) -> None:
-        rows = self._tree.rows()
-        with Contents(self._tree, self._redactor) as contents:
-            while batch := list(islice(rows, _BATCH)):
+        with Contents(self._tree, self._look) as contents, self._big:
+            for batch in self._big.batches(self._tree.rows()):
                 names = [name for found in batch for name in (found.row.path.rpartition(b"/")[2], found.row.link) if name]
                 self._names.plain = not any_secret(self._redactor, names)
                 for found in batch:
@@ -320,11 +324,19 @@ class Packer:
         """True when a binary file is left out: it is packaged as it is or not at all."""
         if key[0] and not self._wanted:
             self._leave_out(key, path, "binary", size, [])
-        elif rules := sorted(self._redactor.binary(self._watched(pieces()))):
+        elif rules := self._rules_in(key, pieces):
             self._leave_out(key, path, "secret_in_binary", size, rules)
         else:
             return False
         return True
+
+    def _rules_in(self, key: Key, pieces: Callable[[], Iterable[bytes]]) -> list[str]:
+        """The rules that fire in a binary file."""
+        if key[0]:
+            found = self._big.found(key[1], lambda: self._progress(entries=self._entries, bytes=self._out.place))
+            if found is not None:
+                return found
+        return sorted(self._redactor.binary(self._watched(pieces())))
 
     def _watched(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from mothball.redact import Redactor
 
 Tick = Callable[..., None]
-LEARN_LIMIT: Final = 1024**2
-"""Bytes of a credential file that are read."""
-_NAMES: Final = 1024
 SHELL: Final = ("/bin/sh",)
 """What a package starts whose report names no command and whose image has none."""
 
@@ -39,19 +36,11 @@ def learn_credentials(store: Store, digest: str, redactor: Redactor, tick: Tick 
 
     A file or a capture that is damaged teaches nothing here; whoever packages it will say so.
     """
-    from mothball.redact.files import is_credentials
+    from mothball.crash import content
     from mothball.store.tree import Tree
 
     with suppress(Corrupt, NotFound), Tree.open(store, digest) as tree:
-        for count, paths in enumerate(tree.names()):
-            tick(step="learn", entries=_NAMES * count)
-            for path in paths:
-                if not is_credentials(path):
-                    continue
-                found = tree.locate(path)
-                if found is not None and found.row.type in "fh":
-                    with suppress(Corrupt), tree.open_file(path) as file:
-                        redactor.learn(path, file.read(LEARN_LIMIT))
+        content.learn_credentials(tree, redactor, lambda names: tick(step="learn", entries=names))
 
 
 def config_of(document: Mapping[str, Any], base: Base | None) -> bytes:

@@ -1,7 +1,8 @@
 """The last look at a package: its finished bytes once more, with the same rules and every value that is known by now.
 
-Most files are found clean by looking through many at a time, headers and all, by several threads. Whatever is not, and what has
-to be judged by itself, is then read member by member by `Rescan`, whose word is the last.
+Most files are found clean by looking through many at a time, headers and all, by several threads, and most of that while later
+files are still being packed. Whatever is not, and what has to be judged by itself, is then read member by member by `Rescan`,
+whose word is the last.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import tarfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 from mothball.crash.packing import Packed
 from mothball.errors import OperationFailed, Unredacted
 from mothball.redact.files import CODE
+from mothball.redact.known import Known
 from mothball.store.read import show
-from mothball.store.tarhead import padded
+from mothball.store.tarhead import BLOCK, padded
 
 if TYPE_CHECKING:
     from mothball.redact.engine import Redactor
@@ -36,12 +38,50 @@ _WAIT: Final = 0.25
 _TOLD: Final = 5
 
 
-def scan_package(fd: int, files: Iterable[Packed], shift: int, redactor: Redactor, tick: Callable[..., None]) -> list[Finding]:
+class Ahead:
+    """Looks through a package while it is written, behind the writer, for the values that are known at the start.
+
+    What it has seen of bytes that change later is dropped (`changed`), and then looked at again with all the rest.
+    """
+
+    def __init__(self, known: Known, look: Callable[[int], Sequence[tuple[int, int]]]) -> None:
+        """`look` is `look_at_window` with those `known` values."""
+        self.known = known
+        self._look = look
+        self._next = _WINDOW  # what comes first in a package is written last
+        self._parts: dict[int, Future[Sequence[tuple[int, int]]]] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="package-ahead")
+
+    def written(self, place: int) -> None:
+        """All bytes before `place` are in the file."""
+        while self._next + _WINDOW + _OVERLAP <= place:
+            self._parts[self._next] = self._pool.submit(self._look, self._next)
+            self._next += _WINDOW
+
+    def changed(self, place: int) -> None:
+        """Bytes of one record at `place` were written anew."""
+        self.written(place)  # or a look that begins from now on could still see the old ones
+        for start in [each for each in self._parts if each - _OVERLAP <= place + BLOCK and place <= each + _WINDOW + _OVERLAP]:
+            self._parts.pop(start).cancel()
+
+    def close(self) -> None:
+        """Look no further."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def seen(self) -> dict[int, list[int]]:
+        """By the beginnings of the windows that were looked at: the places in them where something stands."""
+        done = ((start, part) for start, part in self._parts.items() if not part.cancelled() and part.exception() is None)
+        return {start: [place for begin, end in part.result() for place in (begin, end - 1)] for start, part in done}
+
+
+def scan_package(
+    fd: int, files: Iterable[Packed], shift: int, redactor: Redactor, tick: Callable[..., None], ahead: Ahead | None = None
+) -> list[Finding]:
     """What is found in the package `fd`, whose `files` lie `shift` bytes behind where they say. `tick` gets ``step=``, ``bytes=``.
 
-    Raises what `tick` raises, `OSError`.
+    `ahead` has looked at it before, when nothing was moved since. Raises what `tick` raises, `OSError`.
     """
-    return _Scan(fd, files, shift, redactor, tick).run()
+    return _Scan(fd, files, shift, redactor, tick).run(ahead)
 
 
 def scan_ranges(fd: int, ranges: Sequence[tuple[int, int]], redactor: Redactor, tick: Callable[..., None]) -> list[Finding]:
@@ -51,8 +91,6 @@ def scan_ranges(fd: int, ranges: Sequence[tuple[int, int]], redactor: Redactor, 
 
 class _Scan:
     def __init__(self, fd: int, files: Iterable[Packed], shift: int, redactor: Redactor, tick: Callable[..., None]) -> None:
-        from mothball.redact.known import Known
-
         self._fd = fd
         self._size = os.fstat(fd).st_size
         self._redactor = redactor
@@ -74,10 +112,17 @@ class _Scan:
             apart.append(False)
         self._starts, self._apart = starts, apart
 
-    def run(self) -> list[Finding]:
+    def run(self, ahead: Ahead | None) -> list[Finding]:
         loud = {place for place, apart in enumerate(self._apart) if apart}
-        windows = [partial(self._window, place) for place in range(0, self._size, _WINDOW)]
-        for offsets in self._each(windows):
+        seen = ahead.seen() if ahead is not None else {}
+        # What became known since is looked for everywhere, the rest where nobody has looked.
+        new = Known(self._known.values - ahead.known.values) if ahead is not None else None
+        windows = [
+            partial(self._window, place, seen.get(place), new)
+            for place in range(0, self._size, _WINDOW)
+            if new or place not in seen
+        ]
+        for offsets in (*seen.values(), *self._each(windows)):
             loud |= {bisect_right(self._starts, offset) - 1 for offset in offsets}
         ranges = [(self._starts[place], (*self._starts, self._size)[place + 1]) for place in sorted(loud)]
         return self.read(_joined(ranges))
@@ -105,13 +150,13 @@ class _Scan:
                     part.cancel()
                 raise
 
-    def _window(self, start: int) -> list[int]:
-        """Where something stands that begins in the window at `start`, and where it ends."""
-        before = min(start, _OVERLAP)
-        data = os.pread(self._fd, before + _WINDOW + _OVERLAP, start - before)
-        spans = self._redactor.spans(data, 0, len(data), CODE, known=self._known)
+    def _window(self, start: int, seen: list[int] | None, new: Known | None) -> list[int]:
+        if seen is None or new is None:
+            found = look_at_window(self._fd, start, self._redactor, self._known)
+        else:
+            found = _known_in(self._fd, start, new)
         self._bytes += _WINDOW
-        return [start - before + place for span in spans for place in (span.start, span.end - 1)]
+        return [place for begin, end in found for place in (begin, end - 1)]
 
     def _rescan(self, start: int, end: int) -> list[Finding]:
         from mothball.redact.rescan import Finding, Rescan
@@ -124,6 +169,22 @@ class _Scan:
             scan.feed(piece)
             place += len(piece)
         return [Finding(finding.rule, finding.offset + start) for finding in scan.finish()]
+
+
+def look_at_window(fd: int, start: int, redactor: Redactor, known: Known) -> list[tuple[int, int]]:
+    """Where something that may be a secret begins and ends in and around the window at `start`."""
+    data, place = _around(fd, start)
+    return [(place + span.start, place + span.end) for span in redactor.spans(data, 0, len(data), CODE, known=known)]
+
+
+def _known_in(fd: int, start: int, known: Known) -> list[tuple[int, int]]:
+    data, place = _around(fd, start)
+    return [(place + begin, place + end) for begin, end in known.spans(data, 0, len(data))]
+
+
+def _around(fd: int, start: int) -> tuple[bytes, int]:
+    before = min(start, _OVERLAP)
+    return os.pread(fd, before + _WINDOW + _OVERLAP, start - before), start - before
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -51,6 +51,8 @@ class Redactor:
         self._known = Known(known)
         self._learned: set[bytes] = set()
         self._lock = threading.Lock()
+        self.sources: set[str] = set()
+        """The captures from whose credential files it has learned (by their digests)."""
         self.counts: Counter[str] = Counter()
         self.values: set[bytes] = set(self._known.values)
 

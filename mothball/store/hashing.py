@@ -48,6 +48,48 @@ def rehash(blobs: BlobStore, digests: Iterable[str], progress: Callable[[int], N
             work.stop.set()
 
 
+class Checking:
+    """Holds open blobs against their digests, in a thread that begins with `start`. Use as a context manager: leaving it ends that.
+
+    They are read where their descriptors are, wherever those stand, and out of the page cache if they are there.
+    """
+
+    def __init__(self, blobs: Iterable[tuple[int, str]]) -> None:
+        """`blobs` are (descriptor, digest)."""
+        self._blobs = list(blobs)
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="check-blobs")
+        self._done: Future[None] | None = None
+
+    def __enter__(self) -> Checking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def start(self) -> None:
+        """Begin, if that was not done."""
+        if self._done is None:
+            self._done = self._pool.submit(self._check)
+
+    def result(self) -> None:
+        """Wait for the end. Raises `Corrupt` for the first blob that is not what its digest says."""
+        self.start()
+        if self._done is not None:
+            self._done.result()
+
+    def _check(self) -> None:
+        for fd, digest in self._blobs:
+            sha, place = hashlib.sha256(), 0
+            while not self._stop.is_set() and (piece := os.pread(fd, PIECE, place)):
+                sha.update(piece)
+                place += len(piece)
+            if not self._stop.is_set() and sha.hexdigest() != digest[7:]:
+                reason = f"its content has the digest sha256:{sha.hexdigest()}"
+                raise Corrupt(what=f"blob {digest}", reason=reason, digest=digest)
+
+
 class _Stopped(Exception):
     """Somebody ended the work."""
 

@@ -1,0 +1,160 @@
+"""Looking for secrets in processes of their own, beside the one that packs.
+
+A look is mostly one long call without the interpreter lock, but what it meets needs the interpreter, thousands of times, and
+packing needs it all the time: in threads of one process each would wait for the other. The processes are forks. They know the
+rules, the values and the open files as they were then, are asked through a socket, and change nothing. Where none can be made, or
+one is killed, its work is done here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, NamedTuple, NoReturn
+
+import msgspec
+
+Look = Callable[..., Any]
+"""A look at something that numbers and bytes name; what it gives is made of numbers, texts and lists of them."""
+_SIZE: Final = struct.Struct("<q")
+_FAILED: Final = -1
+_encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+_PROCESSES: Final = min(3, len(os.sched_getaffinity(0)))
+"""The packer itself has work for more than one processor."""
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class _Process(NamedTuple):
+    pid: int
+    socket: socket.socket
+
+
+class Looker:
+    """Answers the questions `looks`, numbered as they stand there. Threads may share one. Use as a context manager."""
+
+    def __init__(self, looks: Sequence[Look], files: Iterable[int], processes: int = _PROCESSES) -> None:
+        """`files` are the descriptors that the looks read; every other one is closed in the processes."""
+        self._looks = looks
+        self._changed = threading.Condition()
+        self._waiting = [0] * len(looks)
+        self._all: list[_Process] = []
+        keep = set(files)
+        for _ in range(processes):
+            with suppress(OSError):
+                self._all.append(_started(looks, keep))
+        self._idle: list[_Process | None] = [*self._all] or [None]
+
+    def __enter__(self) -> Looker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for process in self._all:
+            process.socket.close()
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(process.pid, 0)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes."""
+        return [process.pid for process in self._all]
+
+    def ask(self, look: int, *args: int | bytes) -> Any:
+        """What look number `look` finds; raises what it raises. Lower numbers are answered before higher ones."""
+        process = self._taken(look)
+        try:
+            answer = None if process is None else _asked(process.socket, look, args)
+        except OSError:
+            process = answer = None  # it was killed: nobody asks it again
+        finally:
+            with self._changed:
+                self._idle.append(process)
+                self._changed.notify_all()
+        return self._looks[look](*args) if answer is None else _decode(answer)
+
+    def _taken(self, look: int) -> _Process | None:
+        with self._changed:
+            self._waiting[look] += 1
+            self._changed.wait_for(lambda: self._idle and not any(self._waiting[:look]))
+            self._waiting[look] -= 1
+            return self._idle.pop()
+
+
+def _asked(to: socket.socket, look: int, args: tuple[int | bytes, ...]) -> bytes | None:
+    """The answer of a process; None when its look failed, which is then done here to have the error. Raises `OSError`."""
+    _send(to, _encode((look, *args)))
+    (size,) = _SIZE.unpack(_exactly(to, _SIZE.size))
+    return None if size == _FAILED else _exactly(to, size)
+
+
+def _send(to: socket.socket, data: bytes) -> None:
+    to.sendall(_SIZE.pack(len(data)) + data)
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    out = bytearray()
+    while len(out) < size:
+        piece = source.recv(min(size - len(out), 1024**2))
+        if not piece:
+            raise ConnectionResetError
+        out += piece
+    return bytes(out)
+
+
+def _started(looks: Sequence[Look], keep: set[int]) -> _Process:
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    with warnings.catch_warnings():
+        # Other threads of this process renew a lease or wait; a lock that one of them holds is none that a look needs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+    if not pid:
+        _serve(looks, theirs, keep, parent)
+    theirs.close()
+    return _Process(pid, ours)
+
+
+def _serve(looks: Sequence[Look], asked: socket.socket, keep: set[int], parent: int) -> NoReturn:
+    """The life of a process: answer until nobody asks any more. It never outlives its parent."""
+    try:
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+            signal.SIGALRM,
+            signal.SIGCHLD,
+        ):
+            signal.signal(number, signal.SIG_DFL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # A pipe that somebody waits for the end of would otherwise stay open here.
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names only
+            if (fd := int(name)) not in keep and fd != asked.fileno():
+                with suppress(OSError):
+                    os.close(fd)
+        while os.getppid() == parent:
+            (size,) = _SIZE.unpack(_exactly(asked, _SIZE.size))
+            look, *args = _decode(_exactly(asked, size))
+            try:
+                answer = _encode(looks[look](*args))
+            except Exception:  # whoever asked does it again, and meets the error there
+                asked.sendall(_SIZE.pack(_FAILED))
+            else:
+                _send(asked, answer)
+    finally:
+        os._exit(0)
