@@ -17,7 +17,7 @@ _MAX: Final = 1_000_000
 
 class OpenFiles:
     """The open files of one device. Asked anew when the answer is older than a second; what others' processes have open is
-    seen only by root. Where there is no /proc nothing is seen."""
+    seen only by root, but for what they have locked. Where there is no /proc nothing is seen."""
 
     def __init__(self, device: int, paths: Sequence[str] = ()) -> None:
         """`paths`: folders of which every open file counts, whatever its name is; elsewhere only names of blobs do."""
@@ -41,9 +41,17 @@ class OpenFiles:
                     self._of(f"/proc/{process.name}/fd", found)
                 if len(found) > _MAX:
                     break
+        self._locked(found)
         # Our own descriptors of the cache are those of this prune; another thread of this process may pull.
         self._of("/proc/self/fd", found)
         return found
+
+    def _locked(self, found: set[int]) -> None:
+        """What is locked is open: databases are. Also what other users' processes have locked is listed."""
+        device = b"%02x:%02x:" % (os.major(self._device), os.minor(self._device))
+        with suppress(OSError, ValueError), open("/proc/locks", "rb") as locks:  # noqa: PTH123 - /proc
+            for line in locks:
+                found.update(int(each[len(device) :]) for each in line.split() if each.startswith(device))
 
     def _of(self, folder: str, found: set[int]) -> None:
         try:

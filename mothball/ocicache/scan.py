@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from mothball.ocicache.plan import MS, Guard
+from mothball.ocicache.reach import SMALL
 from mothball.ocicache.recognise import ASIDE, BESIDE_BLOBINFO, BLOBINFO, FLAT, HEX
 from mothball.ocicache.records import key_of
 from mothball.ocicache.table import Links
@@ -107,7 +108,7 @@ def survey(
         key, form = key_of(name)
         digest = key.hex() if form < 3 else ""  # noqa: PLR2004 - a name that is no digest
         mtime, atime, ctime = found.st_mtime_ns, found.st_atime_ns, found.st_ctime_ns
-        if theirs is not None and found.st_uid != theirs:
+        if theirs is not None and found.st_uid != theirs and found.st_size <= SMALL:
             atime = 0
         written = mtime if mtime <= now else ctime
         used = last_used(written, atime if atime <= now else ctime, own, now)

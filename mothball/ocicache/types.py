@@ -160,6 +160,8 @@ class VerifyResult(msgspec.Struct, kw_only=True):
     errors: list[Problem] = msgspec.field(default_factory=list)
     advice: str = ""
     """The right command, for a store of another tool, of which nothing is read."""
+    notes: list[str] = msgspec.field(default_factory=list)
+    """In plain words, what reading did beside; no failure."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,7 +171,7 @@ class VerifyResult(msgspec.Struct, kw_only=True):
 
 
 class UndeleteResult(msgspec.Struct, kw_only=True):
-    """What came back out of quarantine; `left` what did not, because it was pulled again meanwhile or could not be moved."""
+    """What came back out of quarantine; `left` what did not, and why. `notes`: what did not need to, for it was pulled again."""
 
     cache_dir: str
     host: str = ""
@@ -177,6 +179,7 @@ class UndeleteResult(msgspec.Struct, kw_only=True):
     bytes: int = 0
     asides: int = 0
     left: list[Problem] = msgspec.field(default_factory=list)
+    notes: list[str] = msgspec.field(default_factory=list)
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:

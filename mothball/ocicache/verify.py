@@ -95,14 +95,17 @@ def _see_missing(sparing: Sparing, out: VerifyResult) -> None:
 
 def _read_all(pool: int, found: Found, guard: Guard, out: VerifyResult, *, delete: bool, tick: Tick) -> None:
     opened = OpenFiles(os.fstat(pool).st_dev)
+    touched, now = 0, time.time_ns()
     for name, seen in entries(pool, found.kind, Totals(), tick):
-        changed = max(seen.st_mtime_ns, seen.st_ctime_ns)
+        # A time in the future says nothing; the time of change nobody can set.
+        changed = max(seen.st_mtime_ns if seen.st_mtime_ns <= now else 0, seen.st_ctime_ns)
         why = guard.reason(key_of(name)[0].hex(), seen.st_mtime_ns, changed) or ("open" if seen.st_ino in opened else "")
         if why:
             out.kept[why] = out.kept.get(why, 0) + 1
             continue
         try:
             good, after = _matches(pool, name, out, tick)
+            touched += after.st_atime_ns != seen.st_atime_ns and seen.st_uid != os.geteuid()
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -115,6 +118,11 @@ def _read_all(pool: int, found: Found, guard: Guard, out: VerifyResult, *, delet
             out.kept["used"] = out.kept.get("used", 0) + 1
             continue
         _bad(pool, name, after, out, delete=delete)
+    if touched and found.kind not in {Kind.LAYOUT, Kind.SHARED}:  # there another user's times do not count
+        out.notes.append(
+            f"{touched:,} blob(s) belong to another user than this one ({os.geteuid()}), for whom reading them counts as their "
+            "last use: older_than begins anew for them. Verify as their owner or as root"
+        )
 
 
 def _matches(pool: int, name: str, out: VerifyResult, tick: Tick) -> tuple[bool, os.stat_result]:

@@ -313,7 +313,8 @@ def test_quarantine_keeps_what_a_policy_removed_until_its_time_is_over_and_undel
     yard.blob(yard.path, content[paths[0].name], 0, name="sha256:{}")
     again = paths[0].stat().st_ino
     back = undelete(yard.cache(), data_dir=yard.data_dir)
-    assert (back.blobs, [each.path for each in back.left]) == (1, [paths[0].name])
+    assert (back.blobs, back.left, len(back.notes)) == (1, [], 1)
+    assert f"{paths[0].name}: it was pulled again" in back.notes[0]
     assert {path.name: path.read_bytes() for path in yard.path.iterdir()} == content
     assert (paths[0].stat().st_ino, paths[1].stat().st_mtime_ns) == (again, times[paths[1].name])
 
