@@ -197,7 +197,8 @@ class Work:
         if reach is not None and entry.digest in reach.reachable:
             return "reachable"
         # A file with several names was changed by our own rename of another of them.
-        changed = found.st_ctime_ns if entry.links < 2 else found.st_mtime_ns  # noqa: PLR2004 - a second name
+        written = found.st_mtime_ns if found.st_mtime_ns <= now else entry.used  # a time in the future says nothing
+        changed = found.st_ctime_ns if entry.links < 2 else written  # noqa: PLR2004 - a second name
         if self._guard is not None and (why := self._guard.reason(entry.digest, entry.used, changed)):
             return why
         return "open" if entry.inode in self._opened else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mothball.cache_fields import CachePolicy
 from mothball.errors import InvalidParams
 from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.undelete import undelete
@@ -72,6 +73,14 @@ def test_n04_a_blob_that_says_it_is_written_in_the_future_is_verified_all_the_sa
     yard.age(path, -1000)
     time.sleep(0.05)
     assert verify(yard.cache(), data_dir=yard.data_dir, grace_ms=1, delete=True).deleted == 1
+
+
+def test_a_blob_with_another_name_that_says_it_is_written_in_the_future_goes_too(yard: CacheYard) -> None:
+    path = yard.flat(-1000)[0]
+    os.link(path, yard.home / "elsewhere")
+    time.sleep(0.05)
+    found = yard.prune(CachePolicy(max_bytes=1, grace=1, quarantine=0))
+    assert (found.blobs_freed, found.kept) == (1, {})
 
 
 def test_a_database_that_another_user_has_locked_is_open(yard: CacheYard) -> None:
