@@ -12,7 +12,9 @@ from typing import BinaryIO
 
 import pytest
 
-from mothball.errors import Cancelled, NoSpace, SealError
+from mothball.crash.packages import list_packages, remove_package
+from mothball.errors import Cancelled, InvalidParams, NoSpace, SealError
+from mothball.seal.age_scrypt import check_passphrase
 from tests.support import not_permitted
 from tests.unit.crash.packing import NAME, TOKEN, left_in, members, pack, take
 
@@ -48,6 +50,23 @@ def test_a_sealed_package_is_there_alone_and_holds_the_clear_one(tmp_path: Path,
         subprocess.run(["sha256sum", made.path], capture_output=True, check=True).stdout[:64].decode(),
     )
     assert made.report == clear.report == members(clear.path)["report.json"][1]
+
+
+def test_b117_sealed_packages_are_private_listed_and_deleted_under_names_that_lead_nowhere_else(tmp_path: Path, tree: Path) -> None:
+    store, digest = take(tmp_path / "data", tree)
+    made = pack(store, digest, tmp_path / "out", seal=flipped)
+    assert (tmp_path / "out").stat().st_mode & 0o7777 == 0o700
+    assert Path(made.path).stat().st_mode & 0o7777 == 0o600
+    assert [(each.id, each.bytes, each.sealed) for each in list_packages(tmp_path / "out")] == [(NAME, made.bytes, True)]
+    for name in ("../crash-x", "crash-a/b", "crash-", ".tar.age", "crash-x\0y"):
+        with pytest.raises(InvalidParams):
+            pack(store, digest, tmp_path / "out", seal=flipped, name=name)
+        with pytest.raises(InvalidParams):
+            remove_package(tmp_path / "out", name)
+    with pytest.raises(InvalidParams, match="password is required for encryption"):
+        check_passphrase(b"")
+    assert remove_package(tmp_path / "out", NAME) == [f"{NAME}.tar.age"]
+    assert list_packages(tmp_path / "out") == []
 
 
 def test_a_sealing_that_fails_leaves_no_clear_file_and_no_partial_one(tmp_path: Path, tree: Path) -> None:

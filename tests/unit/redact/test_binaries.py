@@ -1,0 +1,42 @@
+"""What stands beside a telling name among the strings of a program: a secret, or texts without a gap between them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mothball.redact import Redactor, Rescan, Rules
+
+RUN = (
+    b"modifiersPseudoElementSelectorstartendTokenAndSpantokenmid > len/rustc/9ff5fc4ffbbe1e911527aa054e789b05ae55ffcc/library/alloc"
+    b"/src/slice.rsAnPlusBForgivingSelectorListCompoundSelectorListRelativeSelectorListRawaa_rawbb_rawPlainBooleanRangeIntervalValue"
+    b"conditionsCalcProductCalcOperatorSequenceOfCustomIdentsFeatureGeneralEnclosedContainerQueryCustomPropertyNamePageLayerUrlKey"
+)
+SECRET = b"Xq9vTz4WbN6cYp1HsD8fGj3KaE5uQoR7"
+HEX = b"9f8e7d6c5b4a39281706f5e4d3c2b1a0"
+
+
+def rules_in(strings: bytes) -> tuple[set[str], set[str]]:
+    """By the look before a file is packaged, and by the one at what was written; they have to agree."""
+    redactor = Redactor(b"k" * 32, Rules.default())
+    data = b"\x7fELF\2\1\1" + bytes(600) + strings + bytes(700)
+    scan = Rescan(redactor)
+    scan.feed(data)
+    return redactor.binary([data]), {found.rule for found in scan.finish()}
+
+
+def test_texts_of_a_compiled_program_are_no_secret() -> None:
+    assert rules_in(RUN) == (set(), set())
+
+
+@pytest.mark.parametrize("secret", [SECRET, HEX])
+@pytest.mark.parametrize(
+    "behind", [b"", b"\0", b"src/main/start.rsCould not start", b"/rustc/9ff5fc4f/library/core/src/fmt/mod.rsAnPlusBForgiving"]
+)
+def test_a_secret_among_them_is_one(secret: bytes, behind: bytes) -> None:
+    found = rules_in(b"\0db_password=" + secret + behind)
+    assert found == ({"password"}, {"password"})
+
+
+def test_a_secret_before_and_behind_such_a_run_fires() -> None:
+    assert rules_in(RUN + b"\0api_token=" + SECRET + b"\0")[0] == {"secret"}
+    assert rules_in(b"\0api_token=" + SECRET + b"\0" + RUN)[0] == {"secret"}
