@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mothball import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE, _SHELL = 127, 126, 128
 MOST_BLOBS: Final = 50_000
@@ -136,29 +136,41 @@ def run(command: Sequence[str], env: Mapping[str, str]) -> int:
 
     Raises `NotFound` when there is no such program, `NotExecutable` when it may not be run, `InvalidParams` when it cannot start.
     """
-    try:
-        child = subprocess.Popen(list(command), env=dict(env))
-    except FileNotFoundError:
-        raise errors.NotFound(f"there is no program {command[0]!r}", what="program", id=command[0]) from None
-    except PermissionError as error:
-        raise NotExecutable(f"{command[0]!r} cannot be started: {error.strerror}") from None
-    except (OSError, ValueError) as error:
-        raise errors.InvalidParams(f"{command[0]!r} cannot be started: {error}") from None
-    with _passing_on(child):
+    with _passing_on() as started:
+        try:
+            child = subprocess.Popen(list(command), env=dict(env))
+        except FileNotFoundError:
+            raise errors.NotFound(f"there is no program {command[0]!r}", what="program", id=command[0]) from None
+        except PermissionError as error:
+            raise NotExecutable(f"{command[0]!r} cannot be started: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise errors.InvalidParams(f"{command[0]!r} cannot be started: {error}") from None
+        started(child)
         code = child.wait()
     return code if code >= 0 else _SHELL - code
 
 
 @contextmanager
-def _passing_on(child: subprocess.Popen[Any]) -> Iterator[None]:
+def _passing_on() -> Iterator[Callable[[subprocess.Popen[Any]], None]]:
+    """From here on no signal ends us alone: one that comes before the child is there is passed on when it has `started`."""
+    children: list[subprocess.Popen[Any]] = []
+    early: list[int] = []
+
     def pass_on(number: int, _frame: object) -> None:
+        if not children:
+            early.append(number)
         # The terminal has sent it to the child as well: twice would make many programs give up at once.
-        if number not in _BY_TERMINAL or not _in_foreground():
+        elif number not in _BY_TERMINAL or not _in_foreground():
+            children[0].send_signal(number)
+
+    def started(child: subprocess.Popen[Any]) -> None:
+        children.append(child)
+        for number in early:
             child.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in _PASSED}
     try:
-        yield
+        yield started
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

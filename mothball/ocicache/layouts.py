@@ -65,6 +65,8 @@ def _index(fd: int, name: str, *, missing: bool) -> bytes | None:
 
 
 def read_file(name: str, folder: int, limit: int, *, first: bytes = b"") -> bytes | None:
+    """The content of the file `name` in the open `folder`; None for what is no regular file, has more than `limit` bytes, or
+    does not begin with `first`. Raises `OSError`."""
     fd = open_file(name, folder)
     try:
         found = os.fstat(fd)

@@ -79,6 +79,21 @@ def test_the_exit_code_is_the_commands_own() -> None:
         run([str(Path(__file__))], env)
 
 
+def test_a_signal_that_comes_before_the_command_is_there_reaches_it_too() -> None:
+    code = """
+import os, signal, subprocess, sys
+from mothball.cli import cache_use
+popen = subprocess.Popen
+def late(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return popen(*args, **kwargs)
+subprocess.Popen = late
+sys.exit(cache_use.run(["sleep", "60"], dict(os.environ)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], timeout=30, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
 def test_signals_reach_the_command_and_our_handlers_come_back(tmp_path: Path) -> None:
     said = tmp_path / "ready"
     code = f"""
