@@ -47,6 +47,7 @@ class Touched:
         self._fd = -1
         self._stop_read, self._stop_write = -1, -1
         self._thread: threading.Thread | None = None
+        self._new = not folder.is_dir()
         self._libc = ctypes.CDLL(None, use_errno=True)
         self.digests: set[str] = set()
         self.problem = ""
@@ -68,6 +69,9 @@ class Touched:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._new:
+            # The first pull of a host: there was nothing to watch, and all that is there now is what it made.
+            self._look(_PLACES)
         if self._thread is None:
             return
         os.write(self._stop_write, b".")
@@ -113,7 +117,10 @@ class Touched:
     def _made(self) -> None:
         """A folder was made: what was written into it before it is watched is found by looking."""
         self._watch()
-        for place in ("blobs/sha256", "sha256"):
+        self._look(("blobs/sha256", "sha256"))
+
+    def _look(self, places: Sequence[str]) -> None:
+        for place in places:
             try:
                 with os.scandir(self._folder / place) as entries:
                     for entry in entries:

@@ -60,6 +60,15 @@ def test_a_folder_that_is_not_there_yet_does_not_stop_the_command(tmp_path: Path
     assert touched.digests == set()
 
 
+@pytest.mark.parametrize("place", ["", "blobs/sha256", "sha256"])
+def test_what_the_first_pull_makes_in_a_folder_that_was_not_there_is_noted(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "new/cache"
+    with Touched(folder) as touched:
+        (folder / place).mkdir(parents=True)
+        (folder / place / ("sha256:" * (not place) + "ab" * 32)).write_bytes(b"x")
+    assert touched.digests == {"ab" * 32}
+
+
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):

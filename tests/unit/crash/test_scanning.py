@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from contextlib import contextmanager
 from functools import partial
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -66,12 +68,8 @@ def test_what_was_looked_at_while_it_was_written_is_not_looked_at_again_and_noth
 
 def test_a_value_that_became_known_later_is_found_in_what_was_looked_at_before() -> None:
     data = package(6 * WINDOW, (3 * WINDOW - 5, LATE))
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        found = redactor()
-        ahead = Ahead(found.known_values(), partial(_look, file.fileno(), found))
-        ahead.written(len(data))
+    with written(data) as file:
+        found, ahead = followed(file, len(data))
         finish(ahead)
         assert scan_package(file.fileno(), (), 0, found, lambda **_: None, ahead) == []
         found.learn(b".env", b"DB_PASSWORD=" + LATE + b"\n")
@@ -84,12 +82,8 @@ def test_a_value_that_became_known_later_is_found_in_what_was_looked_at_before()
 )
 def test_what_was_written_anew_is_looked_at_again(where: Callable[[int], int]) -> None:
     data, place = package(8 * WINDOW), where(4 * WINDOW)
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        found = redactor()
-        ahead = Ahead(found.known_values(), partial(_look, file.fileno(), found))
-        ahead.written(len(data))
+    with written(data) as file:
+        found, ahead = followed(file, len(data))
         wait(ahead._parts.values())
         os.pwrite(file.fileno(), TOKEN, place)
         ahead.changed(place)
@@ -111,6 +105,22 @@ def test_a_look_that_failed_is_done_again() -> None:
         ahead.close()
         assert ahead.seen() == {}
         assert [each.offset for each in scan_package(file.fileno(), (), 0, found, lambda **_: None, ahead)] == [3 * WINDOW]
+
+
+@contextmanager
+def written(data: bytes) -> Iterator[BinaryIO]:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        yield cast("BinaryIO", file)
+
+
+def followed(file: BinaryIO, size: int) -> tuple[Redactor, Ahead]:
+    """Somebody who knows nothing yet, and what looks for him at a file that is written to its end."""
+    found = redactor()
+    ahead = Ahead(found.known_values(), partial(_look, file.fileno(), found))
+    ahead.written(size)
+    return found, ahead
 
 
 def finish(ahead: Ahead) -> None:
