@@ -87,6 +87,7 @@ def _cut(redactor: Redactor, view: bytes, spans: list[Span]) -> int:
     return cut
 
 
+_TEXT = re.compile(rb"(?:[ -~]|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})+")
 _SOURCE = re.compile(rb"[a-z_]{0,16}(?:/[0-9a-z_.-]{1,64}){2,16}\.(?:rs|cc?|cpp|h|go|hs|zig)(?![0-9a-z_])")
 _WIDE = rb"(?:[\t\r\n -~]\x00){8,}|(?:[\t\r\n -~]\x00\x00\x00){8,}"
 
@@ -180,11 +181,13 @@ def fired(redactor: Redactor, pieces: Iterable[bytes]) -> set[str]:
 def loud_enough(span: Span, data: bytes) -> bool:
     """In binary content, where strings are many, what stands beside a telling name must look made by a machine.
 
-    Compilers put the texts of a program one behind the other without a gap: of such a run, which has the path of a source file in
+    Only the text that it begins with is judged: among random bytes ``pw=`` stands in every few megabytes, before anything. And
+    compilers put the texts of a program one behind the other without a gap: of such a run, which has the path of a source file in
     it, only what stands before that is judged.
     """
     if span.rule not in ("password", "secret"):
         return True
-    value = data[span.start : span.end]
+    text = _TEXT.match(data, span.start, span.end)
+    value = text[0] if text is not None else b""
     source = _SOURCE.search(value)
     return judge.is_strong(value if source is None else value[: source.start()])

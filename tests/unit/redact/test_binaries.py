@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from mothball.redact import Redactor, Rescan, Rules
@@ -40,3 +42,16 @@ def test_a_secret_among_them_is_one(secret: bytes, behind: bytes) -> None:
 def test_a_secret_before_and_behind_such_a_run_fires() -> None:
     assert rules_in(RUN + b"\0api_token=" + SECRET + b"\0")[0] == {"secret"}
     assert rules_in(b"\0api_token=" + SECRET + b"\0" + RUN)[0] == {"secret"}
+
+
+def test_a_telling_name_among_random_bytes_tells_nothing() -> None:
+    chance = random.Random(11)
+    for name in (b"Pw=", b"pwd:", b"Token="):
+        data = b"".join(b"\0\xd9" + name + chance.randbytes(40) for _ in range(3000))
+        assert rules_in(data) == (set(), set())
+
+
+@pytest.mark.parametrize("behind", [b"\x92\x01\xff", b"\xc3", b"\x1b[0m", b"\x80"])
+def test_a_secret_that_random_bytes_follow_is_one(behind: bytes) -> None:
+    assert rules_in(b"\x0c\xd9db_password=" + SECRET + behind + bytes(range(128, 160)))[0] == {"password"}
+    assert rules_in(b"\0db_password=" + "Zürich-9xK2mQ7wLp4".encode() + behind)[0] == {"password"}
