@@ -158,21 +158,23 @@ def key_before(data: bytes, start: int, lo: int) -> tuple[int, int] | None:
 
 # These see at most `_JUDGED` bytes behind a place that the scan found, and no two of their repetitions can share a byte.
 _VALUE = re.compile(
-    rb"""=?[>=:]?[ \t]{0,16}(?:
+    rb"""=?[>=:]?[ \t]{0,16}(?:\x1b\[[0-9;]{0,16}m){0,4}(?:
       \s{0,64}(?:(?:Some|Just|Ok|SecretStr|Secret|String::from)\()?(?:[A-Za-z@$]{1,2})?(?:""(?=")|''(?='))?(?:
         \\{1,3}["']((?:[^"'\\\n\r\x00]|\\[^\n"'\x00])*+) | "((?:[^"\\\n\r\x00]|\\[^\n\x00])*+)
       | '((?:[^'\\\n\r\x00]|\\[^\n\x00])*+) | `([^`\n\x00]*+))
     | [|>][+-]?\r?\n[ \t]+([^\s\x00]+)
     | (?:&quot;|&\#3[49];|%2[27]|(?i:bearer|basic|token|apikey|digest|negotiate)[ \t]+)?
-      ([^\s\x00"'`,;<>&|()\[\]{}\\]+))""",
+      ([^\s\x00\x1b"'`,;<>&|()\[\]{}\\]+))""",
     re.VERBOSE,
 )
+_COLOR = re.compile(rb"\x1b\[[0-9;]{0,16}m")
+"""What a terminal turns into colours; logs have it around names and values."""
 _TYPED = re.compile(rb"[ \t]*+[A-Za-z_][\w.\[\], |?]*?[ \t]*=[ \t]*+(?![=>])")
 _TYPED_REACH = 64
 _PAIRED = re.compile(rb"""\s{0,40}\\?["']?[vV]alue\\?["']?[ \t]{0,8}[:=]""")
 _CALLS = (b"(", b"[", b"{")
 _AFTER_QUOTE = b" \t\r\n,;}])#\\"
-_REST = rb"""[^\s\x00"'`,;<>&|()\[\]{}\\]+"""
+_REST = rb"""[^\s\x00\x1b"'`,;<>&|()\[\]{}\\]+"""
 _QUOTED_REST = {mark: rb"(?:[^%b\\\n\r\x00]|\\[^\n\x00])+" % mark for mark in (b'"', b"'", b"`")}
 _BLOCK = 5
 """The group of `_VALUE` that is a block of YAML; those before it are quoted, the one behind it is not."""
@@ -185,7 +187,7 @@ def beside(data: bytes, start: int, end: int, hi: int, level: int) -> Iterator[t
     A value that is none comes without a rule: of a long one the first half is not tried again, that would be quadratic.
     """
     name_from = start - _trailing(data, start)
-    name = data[name_from:end].rstrip(b" \t=:,>\"')]\\\r\n").lstrip(b"-")
+    name = _COLOR.sub(b"", data[name_from:end]).rstrip(b" \t=:,>\"')]\\\r\n").lstrip(b"-")
     separator = data[end - 1 : end]
     at = end
     if separator == b":" and (typed := _TYPED.match(data, end, min(hi, end + _TYPED_REACH))) is not None:
