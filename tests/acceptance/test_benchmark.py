@@ -22,23 +22,34 @@ def fingerprint(tree: Path) -> str:
     return state.hexdigest()
 
 
+def ran(name: str, place: Path, *options: str) -> dict[str, Any]:
+    """What `benchmarks.<name>` writes; it leaves nothing else."""
+    out, work = place / "out.json", place / "work"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options, "--work", str(work), "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(work.iterdir())
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def files_in(tree: Path, count: int) -> None:
+    """Make so many small programs."""
+    for number in range(count):
+        folder = tree / f"d{number % 7}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"f{number}.js").write_text(f"{number}\n" * 500)
+
+
 def measured(name: str, files: int, place: Path, *options: str) -> dict[str, Any]:
     """What `benchmarks.<name>` writes of one round on a tree of so many files; the tree is as before, and nothing else is left."""
     for tool in ("restic", "borg", "zstd"):
         require_tool(tool)
-    tree, out, work = place / "tree", place / "out.json", place / "work"
-    for number in range(files):
-        folder = tree / f"d{number % 7}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"f{number}.js").write_text(f"{number}\n" * 500)
+    tree = place / "tree"
+    files_in(tree, files)
     before = fingerprint(tree)
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--rounds", "1", *options]
-    command += ["--tree", str(tree), "--work", str(work), "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    found = ran(name, place, "--rounds", "1", *options, "--tree", str(tree))
     assert fingerprint(tree) == before
-    assert not list(work.iterdir())
-    found: dict[str, Any] = json.loads(out.read_text())
     assert set(found["medians"]) == {"mothball", "tar | zstd -1", "restic", "borg"}
     return found
 
@@ -61,12 +72,7 @@ def test_the_benchmark_of_restores_measures_every_contender_and_all_the_rest(tmp
 
 
 def test_the_benchmark_of_the_registry_sweeps_what_is_due_and_writes_the_curve(tmp_path: Path) -> None:
-    work, out = tmp_path / "work", tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.registry", "--records", "1200", "--small", "300", "--rounds", "1"]
-    done = subprocess.run([*command, "--work", str(work), "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not list(work.iterdir())
-    found = json.loads(out.read_text())
+    found = ran("registry", tmp_path, "--records", "1200", "--small", "300", "--rounds", "1")
     assert [row["records"] for row in found["curve"]] == [1000, 1200]
     assert found["sizes"] == [300, 1200]
     assert all(value > 0 for row in found["curve"] for value in row.values())
@@ -74,12 +80,7 @@ def test_the_benchmark_of_the_registry_sweeps_what_is_due_and_writes_the_curve(t
 
 
 def test_the_benchmark_of_pruning_removes_what_it_made_and_judges_it(tmp_path: Path) -> None:
-    work, out = tmp_path / "work", tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.prune", "--blobs", "300", "--large", "3000", "--rounds", "2"]
-    done = subprocess.run([*command, "--work", str(work), "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not list(work.iterdir())
-    found = json.loads(out.read_text())
+    found = ran("prune", tmp_path, "--blobs", "300", "--large", "3000", "--rounds", "2")
     taken = {what: len(values) for what, values in found["samples"].items()}
     assert taken == {"prune": 2, "rm": 2, "back_ms": 2, "scan": 4, "find": 4}
     assert all(value > 0 for value in found["medians"].values())
@@ -88,19 +89,12 @@ def test_the_benchmark_of_pruning_removes_what_it_made_and_judges_it(tmp_path: P
 
 
 def test_the_benchmark_of_crash_reports_files_both_kinds_and_judges_them(tmp_path: Path) -> None:
-    tree, out, work = tmp_path / "tree", tmp_path / "out.json", tmp_path / "work"
-    for number in range(60):
-        (tree / f"d{number % 7}").mkdir(parents=True, exist_ok=True)
-        (tree / f"d{number % 7}" / f"f{number}.js").write_text(f"{number}\n" * 500)
+    tree = tmp_path / "tree"
+    files_in(tree, 60)
     (tree / "d0" / "config.js").write_text('const password = "' + "Tr0ub4" + 'dor-Xq9v";\n')
     before = fingerprint(tree)
-    command = [sys.executable, "-m", "benchmarks.crash", "--rounds", "1", "--tree", str(tree), "--work", str(work)]
-    command += ["--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    found = ran("crash", tmp_path, "--rounds", "1", "--tree", str(tree))
     assert fingerprint(tree) == before
-    assert not list(work.iterdir())
-    found = json.loads(out.read_text())
     assert all(value > 0 for value in found["medians"].values())
     assert found["medians"]["replaced"] == 1
     assert [(bar["limit"], bar["unit"]) for bar in found["bars"]] == [(2.5, "x"), (1.0, "s")]
