@@ -156,9 +156,13 @@ def key_before(data: bytes, start: int, lo: int) -> tuple[int, int] | None:
 
 # --- values beside telling names --------------------------------------------------------------------------------------------------
 
+_COLOUR = re.compile(rb"\x1b\[[0-9;]{0,16}m")
+"""What a terminal turns into colours; logs have it around names and values."""
 # These see at most `_JUDGED` bytes behind a place that the scan found, and no two of their repetitions can share a byte.
 _VALUE = re.compile(
-    rb"""=?[>=:]?[ \t]{0,16}(?:\x1b\[[0-9;]{0,16}m){0,4}(?:
+    rb"=?[>=:]?[ \t]{0,16}(?:"
+    + _COLOUR.pattern
+    + rb"""){0,4}(?:
       \s{0,64}(?:(?:Some|Just|Ok|SecretStr|Secret|String::from)\()?(?:[A-Za-z@$]{1,2})?(?:""(?=")|''(?='))?(?:
         \\{1,3}["']((?:[^"'\\\n\r\x00]|\\[^\n"'\x00])*+) | "((?:[^"\\\n\r\x00]|\\[^\n\x00])*+)
       | '((?:[^'\\\n\r\x00]|\\[^\n\x00])*+) | `([^`\n\x00]*+))
@@ -167,8 +171,6 @@ _VALUE = re.compile(
       ([^\s\x00\x1b"'`,;<>&|()\[\]{}\\]+))""",
     re.VERBOSE,
 )
-_COLOR = re.compile(rb"\x1b\[[0-9;]{0,16}m")
-"""What a terminal turns into colours; logs have it around names and values."""
 _TYPED = re.compile(rb"[ \t]*+[A-Za-z_][\w.\[\], |?]*?[ \t]*=[ \t]*+(?![=>])")
 _TYPED_REACH = 64
 _PAIRED = re.compile(rb"""\s{0,40}\\?["']?[vV]alue\\?["']?[ \t]{0,8}[:=]""")
@@ -187,7 +189,7 @@ def beside(data: bytes, start: int, end: int, hi: int, level: int) -> Iterator[t
     A value that is none comes without a rule: of a long one the first half is not tried again, that would be quadratic.
     """
     name_from = start - _trailing(data, start)
-    name = _COLOR.sub(b"", data[name_from:end]).rstrip(b" \t=:,>\"')]\\\r\n").lstrip(b"-")
+    name = _COLOUR.sub(b"", data[name_from:end]).rstrip(b" \t=:,>\"')]\\\r\n").lstrip(b"-")
     separator = data[end - 1 : end]
     at = end
     if separator == b":" and (typed := _TYPED.match(data, end, min(hi, end + _TYPED_REACH))) is not None:

@@ -81,17 +81,25 @@ class Checking:
 
     def _check(self) -> None:
         for fd, digest in self._blobs:
-            sha, place = hashlib.sha256(), 0
-            while not self._stop.is_set() and (piece := os.pread(fd, PIECE, place)):
-                sha.update(piece)
-                place += len(piece)
-            if not self._stop.is_set() and sha.hexdigest() != digest[7:]:
-                reason = f"its content has the digest sha256:{sha.hexdigest()}"
-                raise Corrupt(what=f"blob {digest}", reason=reason, digest=digest)
+            if (found := _digest_of(fd, self._stop, lambda _: None)) != digest:
+                raise Corrupt(what=f"blob {digest}", reason=f"its content has the digest {found}", digest=digest)
 
 
 class _Stopped(Exception):
     """Somebody ended the work."""
+
+
+def _digest_of(fd: int, stop: threading.Event, seen: Callable[[int], None]) -> str:
+    """The digest of an open file, wherever the descriptor stands; `seen` is told the size of each piece. Raises `_Stopped`."""
+    sha, place = hashlib.sha256(), 0
+    with memoryview(bytearray(PIECE)) as view:
+        while count := os.preadv(fd, [view], place):
+            sha.update(view[:count])
+            seen(count)
+            if stop.is_set():
+                raise _Stopped
+            place += count
+    return f"sha256:{sha.hexdigest()}"
 
 
 class _Work:
@@ -104,13 +112,10 @@ class _Work:
     def check(self, digest: str) -> None:
         with self._blobs.open(digest) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            sha, buffer = hashlib.sha256(), bytearray(PIECE)
-            with memoryview(buffer) as view:
-                while count := file.readinto(view):
-                    sha.update(view[:count])
-                    with self._lock:
-                        self.bytes += count
-                    if self.stop.is_set():
-                        raise _Stopped
-        if sha.hexdigest() != digest[7:]:
-            raise Corrupt(what=f"blob {digest}", reason=f"its content has the digest sha256:{sha.hexdigest()}")
+            found = _digest_of(file.fileno(), self.stop, self._seen)
+        if found != digest:
+            raise Corrupt(what=f"blob {digest}", reason=f"its content has the digest {found}")
+
+    def _seen(self, count: int) -> None:
+        with self._lock:
+            self.bytes += count
