@@ -1,64 +1,67 @@
-"""Big binaries of a package: a look inside one takes long, so it begins while entries before it are still being packed."""
+"""Large binaries of a package: looked into where they stand in it, by another process, while what follows is packed."""
 
 from __future__ import annotations
 
-from collections import deque
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+from mothball.errors import OperationFailed
+
 if TYPE_CHECKING:
     from mothball.crash.looker import Look
-    from mothball.store.merge import Found
+    from mothball.crash.members import Key
+    from mothball.redact.engine import Redactor
 
-BATCH: Final = 256
-AHEAD: Final = 16
-"""So many batches are seen before their turn comes."""
-BIG: Final = 16 * 1024**2
-"""Bytes from which on a file is looked at early."""
+_PIECE: Final = 1024**2
 _POLL: Final = 0.5
 
 
-class BigBinaries:
-    """Use as a context manager, from one thread."""
+def look_inside(fd: int, redactor: Redactor, start: int, size: int) -> list[str]:
+    """The rules that fire in the binary file that stands at `start` in the package `fd`, sorted."""
+    return sorted(redactor.binary(_pieces(fd, start, size)))
 
-    def __init__(self, look: Look | None) -> None:
-        """`look` gives the rules that fire in the binary file of a path, None for a text; without it nothing is looked at."""
+
+def _pieces(fd: int, start: int, size: int) -> Iterator[bytes]:
+    end = start + size
+    while start < end:
+        piece = os.pread(fd, min(_PIECE, end - start), start)
+        if not piece:
+            raise OperationFailed(reason="the package became shorter while it was looked at")
+        yield piece
+        start += len(piece)
+
+
+class Inside:
+    """The looks that were begun. Use as a context manager, from one thread."""
+
+    def __init__(self, look: Look) -> None:
         self._look = look
-        self._early: dict[bytes, Future[list[str] | None]] = {}
+        self._begun: dict[Key, Future[list[str]]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="package-big")
 
-    def __enter__(self) -> BigBinaries:
+    def __enter__(self) -> Inside:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def batches(self, rows: Iterator[Found]) -> Iterator[list[Found]]:
-        """The entries, some at a time; those that follow are seen by then."""
-        ahead: deque[list[Found]] = deque()
-        while True:
-            while len(ahead) < AHEAD and (batch := list(islice(rows, BATCH))):
-                ahead.append(batch)
-                if self._look is not None:
-                    for found in batch:
-                        if found.row.size >= BIG and found.row.type == "f":
-                            self._early[found.row.path] = self._pool.submit(self._look, found.row.path)
-            if not ahead:
-                return
-            yield ahead.popleft()
+    def begin(self, key: Key, start: int, size: int) -> None:
+        """Look into a file that is written."""
+        self._begun[key] = self._pool.submit(self._look, start, size)
 
-    def found(self, path: bytes, tick: Callable[[], None]) -> list[str] | None:
-        """The rules that fire in a file that is known to be binary; None when it was not looked at. `tick` is called now and then,
-        and raises as the look does."""
-        early = self._early.pop(path, None)
-        while early is not None:
-            try:
-                return early.result(timeout=_POLL)
-            except TimeoutError:
-                if early.done():
-                    raise
-                tick()
-        return None
+    def fired(self, tick: Callable[[], None]) -> dict[Key, list[str]]:
+        """The files in which rules fire, and which; waits for all looks. `tick` is called now and then. Raises as both do."""
+        return {key: rules for key, each in self._begun.items() if (rules := _waited(each, tick))}
+
+
+def _waited(each: Future[list[str]], tick: Callable[[], None]) -> list[str]:
+    while True:
+        try:
+            return each.result(timeout=_POLL)
+        except TimeoutError:
+            if each.done():
+                raise
+            tick()

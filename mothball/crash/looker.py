@@ -1,9 +1,9 @@
-"""Looking for secrets in processes of their own, beside the one that packs.
+"""Looking for secrets in a process of its own, beside the one that packs.
 
 A look is mostly one long call without the interpreter lock, but what it meets needs the interpreter, thousands of times, and
-packing needs it all the time: in threads of one process each would wait for the other. The processes are forks. They know the
-rules, the values and the open files as they were then, are asked through a socket, and change nothing. Where none can be made, or
-one is killed, its work is done here.
+packing needs it all the time: in threads of one process each would wait for the other. So the looks are threads of another one,
+which share what RE2 builds while it reads. It is a fork: it knows the rules, the values and the open files as they were then, is
+asked through sockets, and changes nothing. Where none can be made, or it is killed, its work is done here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -27,61 +27,53 @@ Look = Callable[..., Any]
 _SIZE: Final = struct.Struct("<q")
 _FAILED: Final = -1
 _encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
-_PROCESSES: Final = min(3, len(os.sched_getaffinity(0)))
+THREADS: Final = max(1, min(3, len(os.sched_getaffinity(0))))
 """The packer itself has work for more than one processor."""
 _PR_SET_PDEATHSIG: Final = 1
-
-
-class _Process(NamedTuple):
-    pid: int
-    socket: socket.socket
 
 
 class Looker:
     """Answers the questions `looks`, numbered as they stand there. Threads may share one. Use as a context manager."""
 
-    def __init__(self, looks: Sequence[Look], files: Iterable[int], processes: int = _PROCESSES) -> None:
-        """`files` are the descriptors that the looks read; every other one is closed in the processes."""
+    def __init__(self, looks: Sequence[Look], files: Iterable[int], threads: int = THREADS) -> None:
+        """`files` are the descriptors that the looks read; every other one is closed in the process."""
         self._looks = looks
         self._changed = threading.Condition()
         self._waiting = [0] * len(looks)
-        self._all: list[_Process] = []
-        keep = set(files)
-        for _ in range(processes):
+        self.pid: int | None = None
+        """The process; None when there is none."""
+        self._lines: list[socket.socket] = []
+        if threads:
             with suppress(OSError):
-                self._all.append(_started(looks, keep))
-        self._idle: list[_Process | None] = [*self._all] or [None]
+                self.pid, self._lines = _started(looks, set(files), threads)
+        self._idle: list[socket.socket | None] = [*self._lines] or [None]
 
     def __enter__(self) -> Looker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for process in self._all:
-            process.socket.close()
+        for line in self._lines:
+            line.close()
+        if self.pid is not None:
             with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
             with suppress(ChildProcessError):
-                os.waitpid(process.pid, 0)
-
-    @property
-    def pids(self) -> list[int]:
-        """The processes."""
-        return [process.pid for process in self._all]
+                os.waitpid(self.pid, 0)
 
     def ask(self, look: int, *args: int | bytes) -> Any:
         """What look number `look` finds; raises what it raises. Lower numbers are answered before higher ones."""
-        process = self._taken(look)
+        line = self._taken(look)
         try:
-            answer = None if process is None else _asked(process.socket, look, args)
+            answer = None if line is None else _asked(line, look, args)
         except OSError:
-            process = answer = None  # it was killed: nobody asks it again
+            line = answer = None  # the process was killed: nobody asks it again
         finally:
             with self._changed:
-                self._idle.append(process)
+                self._idle.append(line)
                 self._changed.notify_all()
         return self._looks[look](*args) if answer is None else _decode(answer)
 
-    def _taken(self, look: int) -> _Process | None:
+    def _taken(self, look: int) -> socket.socket | None:
         with self._changed:
             self._waiting[look] += 1
             self._changed.wait_for(lambda: self._idle and not any(self._waiting[:look]))
@@ -110,26 +102,28 @@ def _exactly(source: socket.socket, size: int) -> bytes:
     return bytes(out)
 
 
-def _started(looks: Sequence[Look], keep: set[int]) -> _Process:
-    ours, theirs = socket.socketpair()
-    parent = os.getpid()
-    with warnings.catch_warnings():
-        # Other threads of this process renew a lease or wait; a lock that one of them holds is none that a look needs.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
+def _started(looks: Sequence[Look], keep: set[int], threads: int) -> tuple[int, list[socket.socket]]:
+    """The process and a socket for each of its threads. Raises `OSError`."""
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(threads)]
+        for ours, theirs in pairs:
+            stack.callback(theirs.close)
+            stack.callback(ours.close)
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            # Other threads of this process renew a lease or wait; a lock that one of them holds is none that a look needs.
+            warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-    if not pid:
-        _serve(looks, theirs, keep, parent)
-    theirs.close()
-    return _Process(pid, ours)
+        if not pid:
+            _serve(looks, [theirs for _, theirs in pairs], keep, parent)
+        stack.pop_all()
+    for _, theirs in pairs:
+        theirs.close()
+    return pid, [ours for ours, _ in pairs]
 
 
-def _serve(looks: Sequence[Look], asked: socket.socket, keep: set[int], parent: int) -> NoReturn:
-    """The life of a process: answer until nobody asks any more. It never outlives its parent."""
+def _serve(looks: Sequence[Look], asked: list[socket.socket], keep: set[int], parent: int) -> NoReturn:
+    """The life of the process: answer until nobody asks any more. It never outlives its parent."""
     try:
         for number in (
             signal.SIGTERM,
@@ -143,10 +137,20 @@ def _serve(looks: Sequence[Look], asked: socket.socket, keep: set[int], parent: 
             signal.signal(number, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         # A pipe that somebody waits for the end of would otherwise stay open here.
+        keep |= {line.fileno() for line in asked}
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names only
-            if (fd := int(name)) not in keep and fd != asked.fileno():
+            if (fd := int(name)) not in keep:
                 with suppress(OSError):
                     os.close(fd)
+        for line in asked[1:]:
+            threading.Thread(target=_answer, args=(looks, line, parent), daemon=True).start()
+        _answer(looks, asked[0], parent)
+    finally:
+        os._exit(0)
+
+
+def _answer(looks: Sequence[Look], asked: socket.socket, parent: int) -> None:
+    with suppress(OSError):
         while os.getppid() == parent:
             (size,) = _SIZE.unpack(_exactly(asked, _SIZE.size))
             look, *args = _decode(_exactly(asked, size))
@@ -156,5 +160,3 @@ def _serve(looks: Sequence[Look], asked: socket.socket, keep: set[int], parent: 
                 asked.sendall(_SIZE.pack(_FAILED))
             else:
                 _send(asked, answer)
-    finally:
-        os._exit(0)

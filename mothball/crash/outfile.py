@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import BinaryIO, Final, NamedTuple, Protocol
+from typing import BinaryIO, Final, NamedTuple
 
 from mothball.errors import OperationFailed
 
 _BUFFER: Final = 4 * 1024**2
+_MOST: Final = 4
+"""So many buffers wait to be written, at most."""
 _FLUSH: Final = 64 * 1024**2
 _PIECE: Final = 4 * 1024**2
 _AT_ONCE: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 
 
-class Watch(Protocol):
-    """Who follows what is written (see `mothball.crash.scanning.Ahead`)."""
-
-    def written(self, place: int) -> None: ...
-    def changed(self, place: int) -> None: ...
-
-
 class OutFile:
     """Appends to `file` from `start` on. `place` is where the next byte goes. Use as a context manager, from one thread.
 
-    With `sync` what is written goes to disk on the way, so that the flush at the end has little left to wait for. `watch` is told
-    how far the file is written, and what was written anew.
+    With `sync` what is written goes to disk on the way, so that the flush at the end has little left to wait for.
     """
 
-    def __init__(self, file: BinaryIO, start: int, *, sync: bool, watch: Watch | None = None) -> None:
+    def __init__(self, file: BinaryIO, start: int, *, sync: bool) -> None:
         file.flush()
         self._fd = file.fileno()
         self.place = start
         self._done = start
         self._parts: list[bytes] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="package-write")
-        self._writing: Future[None] | None = None
+        self._writing: deque[Future[None]] = deque()
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="package-sync") if sync else None
         self._flushing: Future[None] | None = None
         self._flushed = start
-        self._watch = watch
 
     def __enter__(self) -> OutFile:
         return self
@@ -67,29 +61,28 @@ class OutFile:
         if self.place - self._done >= _BUFFER:
             self._send()
 
-    def flush(self) -> None:
-        """Until all that was appended is in the file."""
+    def drain(self) -> None:
+        """Until all that was appended can be read."""
         self._send()
-        if self._writing is not None:
-            self._writing.result()
+        while self._writing:
+            self._writing.popleft().result()
+
+    def flush(self) -> None:
+        """`drain`, and until what is on its way to disk is there."""
+        self.drain()
         if self._flushing is not None:
             self._flushing.result()
 
     def rewrite(self, place: int, data: bytes) -> None:
         """Replace bytes that were appended before."""
-        self.flush()
+        self.drain()
         write_at(self._fd, data, place)
-        if self._watch is not None:
-            self._watch.changed(place)
 
     def _send(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
-            if self._watch is not None:
-                self._watch.written(self._done)
+        while self._writing and (len(self._writing) >= _MOST or self._writing[0].done()):
+            self._writing.popleft().result()
         if self._parts:
-            self._writing = self._pool.submit(write_parts, self._fd, self._parts, self._done)
+            self._writing.append(self._pool.submit(write_parts, self._fd, self._parts, self._done))
             self._done, self._parts = self.place, []
         if self._flusher is not None and self._done - self._flushed > _FLUSH and (self._flushing is None or self._flushing.done()):
             if self._flushing is not None:

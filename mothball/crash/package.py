@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
-from mothball.crash.content import learn_credentials, look_at_binary, look_at_frame
+from mothball.crash.big import look_inside
+from mothball.crash.content import learn_credentials
 from mothball.crash.facts import Packaged, PackageFacts
 from mothball.crash.looker import Looker
+from mothball.crash.members import Key
 from mothball.crash.outfile import Move, OutFile, shifted, write_at
 from mothball.crash.packages import CLEAR, SEALED
-from mothball.crash.packing import Binaries, Key, Packer
-from mothball.crash.scanning import Ahead, look_at_window, scan_package, scan_ranges, unredacted
+from mothball.crash.packing import Binaries, Packer
+from mothball.crash.scanning import found_at, scan_package, scan_ranges, unredacted
+from mothball.crash.staging import Desk, Looked, Looks, look_at_members, redact_member
 from mothball.errors import AlreadyExists, InvalidParams, Oversize
 from mothball.package.target import check_new
 from mothball.seal.newfile import new_file
@@ -39,8 +44,6 @@ from mothball.store.tarhead import BLOCK, header, padded
 from mothball.store.tree import Tree
 
 if TYPE_CHECKING:
-    from io import BufferedRandom
-
     from mothball.package.rootfs import RootEntry
     from mothball.redact.engine import Redactor
     from mothball.redact.rescan import Finding
@@ -58,6 +61,7 @@ ROOM: Final = 64 * 1024
 """Bytes left for what the facts add to a report. One that needs more costs a second copy of the package, nothing else."""
 MAX_CONFIG: Final = 4 * 1024**2
 _PIECE: Final = 4 * 1024**2
+_MAPPED: Final = 16 * 1024**2
 _COMMENT: Final = b"a crash report by Mothball; unpacked it is a bundle for runc"
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o644
@@ -156,7 +160,11 @@ def _write(
             clear.seek(0)
             seal(clear, out)
         out.flush()
-        sha, size = _digest(out), os.fstat(out.fileno()).st_size
+        with ThreadPoolExecutor(1, thread_name_prefix="package-sync") as pool:
+            if store.fsync:
+                # Whoever gives it its name makes sure of it: that has less to wait for then.
+                pool.submit(os.fdatasync, out.fileno())
+            sha, size = _digest(out), os.fstat(out.fileno()).st_size
     return Packaged(str(place), sha, size, seal is not None, facts, data)
 
 
@@ -192,7 +200,9 @@ class _Package:
         self._shift = 0
         self._room = 0
         self._packer: Packer
-        self._ahead: Ahead | None = None
+        self._looked: Looked | None = None
+        self._refused: dict[Key, list[str]] = {}
+        self._inside: list[Finding] = []
 
     def write(self) -> tuple[PackageFacts, bytes]:
         """Pack and scan; once more when the scan knows values that the packing came to know too late. Raises `Unredacted`."""
@@ -200,7 +210,7 @@ class _Package:
         learn_credentials(self._tree, self._redactor, lambda names: self._tick(step="learn", entries=names, bytes=0))
         self._pack("pack")
         data = self._finish()
-        if found := self._scan(None):
+        if found := [*self._inside, *self._scan(None)]:
             # A password that stands in app.py plainly and is a secret only by what config.py says of it: now it is known.
             self._redactor.remember()
             touched = None if self._shift else self._packer.touched(finding.offset for finding in found)
@@ -208,9 +218,11 @@ class _Package:
                 self._pack("again")
             else:
                 self._patch(touched)
+                self._inside = []
             data = self._finish()
             # What was written anew may have told of more; if not, the rest was scanned for all that is known, byte for byte.
-            found = self._scan(None if touched is None or self._redactor.remember() or self._shift else touched)
+            again = None if touched is None or self._redactor.remember() or self._shift else touched
+            found = [*self._inside, *self._scan(again)]
         if found:
             raise unredacted(self._out, found)
         self._checking.result()
@@ -223,23 +235,26 @@ class _Package:
         self._out.truncate(0)
         progress = self._progress(step)
         name = None if base is None else f"{self._redactor.text(base.reference)} {base.digest}"
-        fd, tree, redactor = self._out.fileno(), self._tree, self._redactor
-        known = redactor.known_values()
-        looks = (
-            partial(look_at_frame, tree, redactor),
-            partial(look_at_binary, tree, redactor),
-            lambda start: look_at_window(fd, start, redactor, known),
-        )
-        files = [fd, *(layer.file.fileno() for layer in tree.layers)]
-        with Looker(looks, files) as looker, closing(Ahead(known, partial(looker.ask, 2))) as ahead:
-            self._checking.start()  # not before the processes: what a thread holds at that moment nobody lets go of in a fork
-            with OutFile(self._out, self._room, sync=self._sync, watch=ahead) as body:
-                look, inside = partial(looker.ask, 0), partial(looker.ask, 1)
+        fd, redactor = self._out.fileno(), self._redactor
+        looked = Looked(redactor.known_values())
+        with Desk() as desk:
+            looks = (
+                # What was looked at waits for the first; the second takes long, so it begins early.
+                partial(redact_member, desk, redactor),
+                partial(look_inside, fd, redactor),
+                partial(look_at_members, desk, redactor, looked.known),
+            )
+            with Looker(looks, (fd,)) as looker, OutFile(self._out, self._room, sync=self._sync) as body:
+                self._checking.start()  # not before the process: what a thread holds at that moment nobody lets go of in a fork
+                asked = Looks(desk, partial(looker.ask, 0), partial(looker.ask, 1), partial(looker.ask, 2), looked)
                 self._packer = Packer(
-                    tree, body, redactor, binaries=self._binaries, progress=progress, look=look, look_inside=inside
+                    self._tree, body, redactor, binaries=self._binaries, progress=progress, looks=asked, refused=self._refused
                 )
-                self._packer.run(() if base is None else base.entries(), name)
-        self._ahead = ahead
+                inside = self._packer.run(() if base is None else base.entries(), name)
+        self._refused.update(inside)
+        files = self._packer.files
+        self._inside = [found_at(rule, files[key].content) for key, rules in inside.items() for rule in rules]
+        self._looked = looked
 
     def _patch(self, touched: list[Key]) -> None:
         """Write some files anew, and move what lies behind those that are longer or shorter now."""
@@ -281,8 +296,8 @@ class _Package:
         """What is found in the finished bytes: in all of them, or in the report and in the files `keys`."""
         fd, files = self._out.fileno(), self._packer.files
         if keys is None:
-            ahead, self._ahead = None if self._shift else self._ahead, None
-            return scan_package(fd, files.values(), self._shift, self._redactor, self._tick, ahead)
+            looked, self._looked = None if self._shift else self._looked, None
+            return scan_package(fd, files.values(), self._shift, self._redactor, self._tick, looked)
         ranges = [(files[key].start, files[key].content + padded(files[key].size)) for key in keys if key in files]
         return scan_ranges(fd, [(0, self._room), *ranges], self._redactor, self._tick)
 
@@ -324,8 +339,11 @@ def _unnamed(folder: Path, stack: ExitStack) -> BinaryIO:
 
 
 def _digest(file: BinaryIO) -> str:
-    file.seek(0)
-    return hashlib.file_digest(cast("BufferedRandom", file), "sha256").hexdigest()
+    sha, size = hashlib.sha256(), os.fstat(file.fileno()).st_size
+    for start in range(0, size, _MAPPED):
+        with mmap.mmap(file.fileno(), min(_MAPPED, size - start), access=mmap.ACCESS_READ, offset=start) as data:
+            sha.update(data)
+    return sha.hexdigest()
 
 
 @contextmanager

@@ -5,62 +5,51 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from mothball.crash.big import BigBinaries
-from mothball.crash.content import Contents, any_secret, apart, large_apart
-from mothball.crash.facts import LISTED, Binary, LeftOut, PackageFacts
+from mothball.crash.big import Inside
+from mothball.crash.content import Contents, any_secret, judged_apart
+from mothball.crash.members import Key, Member, Packed
 from mothball.crash.outfile import Move, OutFile, copied, shifted
 from mothball.crash.renaming import Renaming, leads_out
+from mothball.crash.staging import SEGMENT, WHOLE, Looks, Stage, Touched
+from mothball.crash.tally import Tally
 from mothball.errors import Corrupt
 from mothball.package.rootfs import WORKSPACE_DIR, RootEntry, skeleton
 from mothball.redact.files import is_text
 from mothball.store.merge import Found
-from mothball.store.read import show
 from mothball.store.tarhead import BLOCK, END_OF_ARCHIVE, header, padded
 from mothball.store.tree import Tree
 
 if TYPE_CHECKING:
-    from mothball.crash.looker import Look
+    from mothball.crash.facts import PackageFacts
     from mothball.redact.engine import Redactor
 
 T = TypeVar("T")
 ROOTFS: Final = b"rootfs/"
 Binaries = Literal["include", "exclude"]
-Key = tuple[bool, bytes]
-"""A file: whether it is the workspace's own, and its path there."""
 _KINDS: Final = {"f": b"0", "h": b"1", "d": b"5", "l": b"2"}
 _FILE_BITS: Final = 0o777
 _FOLDER_BITS: Final = 0o1777
 """Setuid and setgid are not packaged: all is root's there, and a program of a hostile workspace must not become root's."""
 _NS: Final = 10**9
 _HEAD: Final = 8192
-_SHOWN: Final = 300
-_WHOLE: Final = 64 * 1024**2
+_BATCH: Final = 256
 _SIZING: Final = 4 * 1024**3
 _REPORT_ENTRIES: Final = 512
 _REPORT_BYTES: Final = 4 * 1024**2
 _PADDING: Final = bytes(BLOCK)
-
-
-class Packed(NamedTuple):
-    """What became of one file: where its member begins and its content, how long that is, and what was found in it."""
-
-    start: int
-    content: int
-    size: int
-    binary: bool
-    apart: bool
-    """It has to be scanned by itself."""
-    counts: Counter[str] | None
+_new = tuple.__new__
 
 
 class Packer:
     """Writes everything below ``rootfs/``, then the end of the archive.
 
-    `progress` is called with ``entries=`` and ``bytes=`` now and then; what it raises ends the work. `look` says where something
-    that may be a secret stands in a frame of the capture (see `Contents`), `look_inside` is `look_at_binary` for one of its paths.
+    `progress` is called with ``entries=`` and ``bytes=`` now and then; what it raises ends the work. `looks` are asked what may be
+    secret in what is written. `refused` are files in which rules fired before: they are left out.
     """
 
     def __init__(
@@ -71,55 +60,52 @@ class Packer:
         *,
         binaries: Binaries,
         progress: Callable[..., None],
-        look: Look,
-        look_inside: Look,
+        looks: Looks,
+        refused: Mapping[Key, list[str]],
     ) -> None:
         self._tree = tree
         self._out = out
         self._redactor = redactor
         self._wanted = binaries == "include"
         self._progress = progress
-        self._look = look
-        self._big = BigBinaries(look_inside if binaries == "include" else None)
+        self._looks = looks
+        self._refused_before = refused
+        self._stage: Stage
+        self._inside: Inside | None = None
         self._told_bytes = out.place
         self._entries = self._told_entries = 0
         self._names = Renaming(redactor.name, lambda path: tree.locate(path) is not None)
         self._firsts: dict[tuple[int, bytes], bytes | None] = {}
-        self._counts: Counter[str] = Counter()
-        self._redactions: Counter[str] = Counter()
-        self._binaries: dict[Key, Binary] = {}
+        self._tally = Tally()
         self._base_name: str | None = None
         self.files: dict[Key, Packed] = {}
-        self.left: dict[Key, LeftOut] = {}
         self._begin = out.place
 
-    def run(self, base: Iterable[RootEntry], base_name: str | None) -> PackageFacts:
-        """Write the members; raises `Corrupt` for a damaged capture, `OSError`."""
-        out = self._out
-        out.write(header(ROOTFS, b"5", 0o755, 0, 0, 0, 0))
-        others = Renaming(self._redactor.name, lambda _: False)
-        for entry in skeleton(base):
-            if entry.path == WORKSPACE_DIR:
-                self._workspace()
-            else:
-                self._base_entry(entry, others)
-                self._tell()
-        out.write(END_OF_ARCHIVE)
-        out.flush()
+    def run(self, base: Iterable[RootEntry], base_name: str | None) -> dict[Key, list[str]]:
+        """Write the members. Gives the files that are in the package and must not be, for rules fire in them, and which.
+
+        Raises `Corrupt` for a damaged capture, `OSError`.
+        """
+        out, others = self._out, Renaming(self._redactor.name, lambda _: False)
         self._base_name = base_name
-        return self.facts()
+        with ExitStack() as stack:
+            self._inside = stack.enter_context(Inside(self._looks.inside))
+            self._stage = stack.enter_context(Stage(out, self._redactor, self._settle, self._looks))
+            self._bare(header(ROOTFS, b"5", 0o755, 0, 0, 0, 0), b"")
+            for entry in skeleton(base):
+                if entry.path == WORKSPACE_DIR:
+                    self._workspace()
+                else:
+                    self._base_entry(entry, others)
+                    self._tell()
+            self._stage.flush()
+            out.write(END_OF_ARCHIVE)
+            out.flush()
+            return self._inside.fired(lambda: self._progress(entries=self._entries, bytes=out.place))
 
     def facts(self) -> PackageFacts:
         """What the package holds by now."""
-        counts, left = self._counts, list(self.left.values())
-        return PackageFacts(
-            files=counts["files"], bytes=counts["bytes"], folders=counts["folders"], symlinks=counts["symlinks"],
-            links_outside=counts["links_outside"], redacted_files=counts["redacted_files"],
-            redactions=dict(sorted(self._redactions.items())),
-            binaries=list(self._binaries.values()), binary_files=counts["binary_files"], binary_bytes=counts["binary_bytes"],
-            left_out=left[:LISTED], left_out_counts=dict(sorted(Counter(each.reason for each in left).items())),
-            base=self._base_name,
-        )  # fmt: skip
+        return self._tally.facts(self.files, self._base_name)
 
     # -- a second time -------------------------------------------------------------------------------------------------
 
@@ -143,11 +129,11 @@ class Packer:
 
     def patch(self, keys: list[Key], package: int, spool: OutFile) -> None:
         """Write the files `keys` anew into `spool`, and from there into the written `package`, whose other members make room."""
-        self._out, self._names.plain = spool, False
+        self._out, self._names.plain, self._inside = spool, False, None
         again, shift, behind = set(keys), 0, 0
         moves: list[Move] = []
         new: list[tuple[int, int, int]] = []
-        with Contents(self._tree, None, ahead=0) as contents:
+        with Contents(self._tree, ahead=0) as contents, Stage(spool, self._redactor, self._settle, None) as self._stage:
             for key, file in sorted(self.files.items(), key=lambda item: item[1].start):
                 if key not in again:
                     if shift:
@@ -155,7 +141,7 @@ class Packer:
                     continue
                 moves.append(Move(behind, file.start, shift))
                 behind = file.content + padded(file.size)
-                self._drop(key, file)
+                self._tally.dropped(key, self.files.pop(key))
                 found = self._tree.locate(key[1])
                 if found is None:
                     raise Corrupt(what=f"capture {self._tree.digest}", reason="it changed while it was packaged")
@@ -172,25 +158,12 @@ class Packer:
             copied(spool.fd, package, begin, stop, to)
         os.truncate(package, end + shift)
 
-    def _drop(self, key: Key, packed: Packed) -> None:
-        """Forget what was said of a file of the workspace."""
-        del self.files[key]
-        self._binaries.pop(key, None)
-        if packed.counts is not None:
-            self._redactions -= packed.counts
-        counts = self._counts
-        counts["files"] -= 1
-        counts["bytes"] -= packed.size
-        counts["redacted_files"] -= packed.counts is not None
-        if packed.binary:
-            counts["binary_files"] -= 1
-            counts["binary_bytes"] -= packed.size
-
     # -- the workspace -------------------------------------------------------------------------------------------------
 
     def _workspace(self) -> None:
-        with Contents(self._tree, self._look) as contents, self._big:
-            for batch in self._big.batches(self._tree.rows()):
+        rows = self._tree.rows()
+        with Contents(self._tree) as contents:
+            while batch := list(islice(rows, _BATCH)):
                 names = [name for found in batch for name in (found.row.path.rpartition(b"/")[2], found.row.link) if name]
                 self._names.plain = not any_secret(self._redactor, names)
                 for found in batch:
@@ -198,27 +171,28 @@ class Packer:
                     self._tell()
 
     def _entry(self, found: Found, contents: Contents) -> None:
-        row, counts, names = found.row, self._counts, self._names
+        row, tally, names = found.row, self._tally, self._names
         kind, mode = row.type, row.mode & _FILE_BITS
         seconds, rest = divmod(found.mtime_ns, _NS)
         if kind == "d":
             path = self._named(names.folder, row.path)
-            counts["folders"] += bool(path)
-            self._out.write(header(_below(path) + b"/", b"5", row.mode & _FOLDER_BITS, 0, 0, 0, seconds, b"", rest))
+            tally.folders += bool(path)
+            self._bare(header(_below(path) + b"/", b"5", row.mode & _FOLDER_BITS, 0, 0, 0, seconds, b"", rest), path)
             return
         path = self._named(names.file, row.path)
         if kind == "l":
-            counts["symlinks"] += 1
-            counts["links_outside"] += leads_out(row.path, row.link)
+            tally.symlinks += 1
+            tally.links_outside += leads_out(row.path, row.link)
             target = row.link if names.plain else self._named(self._redactor.name, row.link)
-            self._out.write(header(_below(path), b"2", 0o777, 0, 0, 0, seconds, target, rest))
+            self._bare(header(_below(path), b"2", 0o777, 0, 0, 0, seconds, target, rest), path + b"\0" + target)
             return
         if kind == "h" and (first := self._first(found)) is not None:
-            if (missing := self.left.get((True, first))) is not None:
-                self._leave_out((True, row.path), path, missing.reason, row.size, missing.rules)
+            if (missing := tally.left.get((True, first))) is not None:
+                tally.left_out((True, row.path), path, missing.reason, row.size, missing.rules)
                 return
-            counts["files"] += 1
-            self._out.write(header(_below(path), b"1", mode, 0, 0, 0, seconds, _below(names.file(first)), rest))
+            tally.further_names += 1
+            to = _below(names.file(first))
+            self._bare(header(_below(path), b"1", mode, 0, 0, 0, seconds, to, rest), path + b"\0" + to)
             return
 
         def head(size: int) -> bytes:
@@ -226,10 +200,10 @@ class Packer:
 
         key = (True, row.path)
         whole = contents.whole(found)
-        if whole is None:
+        if whole is None or len(whole) > SEGMENT:
             self._large(key, path, head, row.size, lambda: contents.pieces(found))
         else:
-            self._small(key, path, head, whole.data, plain=whole.plain)
+            self._small(key, path, head, whole)
 
     def _first(self, found: Found) -> bytes | None:
         """The file of which this is a further name; None when it has to carry the content itself, and others then link to it."""
@@ -248,56 +222,98 @@ class Packer:
         key = (False, entry.path)
         if entry.kind == "f":
 
-            def head(size: int) -> bytes:
+            def head_of(size: int) -> bytes:
                 return header(ROOTFS + path, b"0", entry.mode, 0, 0, size, seconds, b"", rest)
 
-            if entry.size <= _WHOLE:
-                self._small(key, b"/" + path, head, b"".join(entry.pieces()), plain=False)
+            if entry.size <= SEGMENT:
+                self._small(key, b"/" + path, head_of, b"".join(entry.pieces()))
             else:
-                self._large(key, b"/" + path, head, entry.size, entry.pieces)
+                self._large(key, b"/" + path, head_of, entry.size, entry.pieces)
             return
         link = b""
         if entry.kind == "h":
-            if (missing := self.left.get((False, entry.link))) is not None:
-                self._leave_out(key, b"/" + path, missing.reason, 0, missing.rules)
+            if (missing := self._tally.left.get((False, entry.link))) is not None:
+                self._tally.left_out(key, b"/" + path, missing.reason, 0, missing.rules)
                 return
             link = ROOTFS + names.file(entry.link)
         elif entry.kind == "l":
             link = self._named(self._redactor.name, entry.link)
         slash = b"/" if entry.kind == "d" else b""
-        self._out.write(header(ROOTFS + path + slash, _KINDS[entry.kind], entry.mode, 0, 0, 0, seconds, link, rest))
+        head = header(ROOTFS + path + slash, _KINDS[entry.kind], entry.mode, 0, 0, 0, seconds, link, rest)
+        self._bare(head, path + b"\0" + link)
 
     # -- content -------------------------------------------------------------------------------------------------------
 
-    def _small(self, key: Key, path: bytes, head: Callable[[int], bytes], data: bytes, *, plain: bool) -> None:
-        """A file that is in memory. One that is `plain` has no secret, unless it has to be looked at by itself."""
-        counts = None
+    def _bare(self, head: bytes, names: bytes) -> None:
+        """A header, behind which comes nothing or what is written in another way."""
+        self._stage.put(Member(head, names, b"", None, b"", lambda _: head, binary=False, apart=False))
+
+    def _small(self, key: Key, path: bytes, head: Callable[[int], bytes], data: bytes) -> None:
+        """A file that is in memory."""
         begin = data[:_HEAD]
         binary = 0 in begin and not is_text(begin)
-        single = binary or apart(key[1], data)
-        if binary:
-            if self._refused(key, path, len(data), lambda: (data,)):
-                return
-        elif single or not plain:
-            data, counts = self._counted(self._redactor.data, data, key[1])
-            single = single or apart(key[1], data)
-        out, size = self._out, len(data)
-        start, member = out.place, head(size)
-        out.write(member, data, _PADDING[: -size % BLOCK])
-        self._note(key, path, Packed(start, start + len(member), size, binary, single, counts))
+        if binary and self._refused(key, path, len(data), lambda: (data,)):
+            return
+        single = binary or judged_apart(key[1], data)
+        # Without the keyword handling of a named tuple, as below: this is done for every file.
+        self._stage.put(_new(Member, (head(len(data)), path, data, key, path, head, binary, single)))
+
+    def _settle(self, members: list[Member], touched: Touched) -> None:
+        """Write members, and what was redacted in those that were `touched`."""
+        out, files, looked = self._out, self.files, self._looks.looked
+        for number, member in enumerate(members):
+            start, counts = out.place, None
+            head, _, data, key, path, _, binary, apart = member
+            if number in touched:
+                looked.touched.append(start)
+                apart = True
+                if (redacted := touched[number]) is not None and redacted.data is not None:
+                    data, counts = redacted.data, Counter(redacted.counts)
+                    head = member.head(len(data))
+                    self._redactor.found(counts, redacted.values)
+            size = len(data)
+            out.write(head, data, _PADDING[: -size % BLOCK])
+            if key is not None:
+                packed = files[key] = _new(Packed, (start, start + len(head), size, binary, apart, counts))
+                if binary or counts is not None:
+                    self._tally.packed(key, path, packed)
 
     def _large(self, key: Key, path: bytes, head: Callable[[int], bytes], size: int, pieces: Callable[[], Iterator[bytes]]) -> None:
-        """A file that is never in memory as a whole."""
-        counts: Counter[str] | None = None
+        """A file that is not looked at among others, or is in memory for that only."""
         begin = next(iter(pieces()), b"")[:_HEAD]
-        binary = not is_text(begin)
-        if binary and self._refused(key, path, size, pieces):
+        if is_text(begin) and size <= WHOLE:
+            self._small(key, path, head, b"".join(pieces()))
             return
+        if is_text(begin):
+            self._stage.flush()
+            self._large_text(key, path, head, size, pieces)
+            return
+        # Whether it may be packaged is known when it was looked at where it stands then; what must not be is taken out again.
+        if self._refused(key, path, size, None if self._inside is not None else pieces):
+            return
+        self._bare(head(size), path)
+        self._stage.flush()
+        out, content, member = self._out, self._out.place, len(head(size))
+        for piece in self._watched(pieces()):
+            out.write(piece)
+        if out.place - content != size:
+            raise Corrupt(what=f"capture {self._tree.digest}", reason="a file has another size than it says")
+        self._pad(size)
+        packed = self.files[key] = Packed(content - member, content, size, binary=True, apart=True, counts=None)
+        self._tally.packed(key, path, packed)
+        if self._inside is not None:
+            out.drain()
+            self._inside.begin(key, content, size)
+            self._looks.looked.inside.add(content)
+            self._looks.looked.add(content, out.place)
 
+    def _large_text(
+        self, key: Key, path: bytes, head: Callable[[int], bytes], size: int, pieces: Callable[[], Iterator[bytes]]
+    ) -> None:
         def redacted() -> Iterator[bytes]:
-            return pieces() if binary else self._redactor.stream(pieces(), key[1])
+            return self._redactor.stream(pieces(), key[1])
 
-        if size > _SIZING and not binary:
+        if size > _SIZING:
             # The header of what may have 8 GiB and more has another length, so the size has to be known before.
             known = Counter(self._redactor.counts)
             size = sum(map(len, self._watched(redacted())))
@@ -308,35 +324,28 @@ class Packer:
         content = self._out.place
 
         def copy() -> None:
-            for piece in redacted():
+            for piece in self._watched(redacted()):
                 self._out.write(piece)
-                self._tell()
 
         _, counts = self._counted(copy)
         written = self._out.place - content
         self._pad(written)
         if written != size:
             self._out.rewrite(start, head(written))
-        single = binary or large_apart(key[1], written, begin)
-        self._note(key, path, Packed(start, content, written, binary, single, counts))
+        packed = self.files[key] = Packed(start, content, written, binary=False, apart=True, counts=counts)
+        self._tally.packed(key, path, packed)
 
-    def _refused(self, key: Key, path: bytes, size: int, pieces: Callable[[], Iterable[bytes]]) -> bool:
-        """True when a binary file is left out: it is packaged as it is or not at all."""
+    def _refused(self, key: Key, path: bytes, size: int, pieces: Callable[[], Iterable[bytes]] | None) -> bool:
+        """True when a binary file is left out: it is packaged as it is or not at all. Without `pieces` it is looked at later."""
         if key[0] and not self._wanted:
-            self._leave_out(key, path, "binary", size, [])
-        elif rules := self._rules_in(key, pieces):
-            self._leave_out(key, path, "secret_in_binary", size, rules)
-        else:
-            return False
-        return True
-
-    def _rules_in(self, key: Key, pieces: Callable[[], Iterable[bytes]]) -> list[str]:
-        """The rules that fire in a binary file."""
-        if key[0]:
-            found = self._big.found(key[1], lambda: self._progress(entries=self._entries, bytes=self._out.place))
-            if found is not None:
-                return found
-        return sorted(self._redactor.binary(self._watched(pieces())))
+            self._tally.left_out(key, path, "binary", size, [])
+            return True
+        rules = self._refused_before.get(key)
+        if rules is None and pieces is not None:
+            rules = sorted(self._redactor.binary(self._watched(pieces())))
+        if rules:
+            self._tally.left_out(key, path, "secret_in_binary", size, rules)
+        return bool(rules)
 
     def _watched(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:
@@ -345,32 +354,13 @@ class Packer:
 
     # -- what is said of it --------------------------------------------------------------------------------------------
 
-    def _note(self, key: Key, path: bytes, packed: Packed) -> None:
-        self.files[key] = packed
-        if packed.counts is not None:
-            self._redactions += packed.counts
-        if not key[0]:
-            return
-        counts = self._counts
-        counts["files"] += 1
-        counts["bytes"] += packed.size
-        counts["redacted_files"] += packed.counts is not None
-        if packed.binary:
-            counts["binary_files"] += 1
-            counts["binary_bytes"] += packed.size
-            if len(self._binaries) < LISTED:
-                self._binaries[key] = Binary(show(path)[:_SHOWN], packed.size)
-
-    def _leave_out(self, key: Key, path: bytes, reason: str, size: int, rules: list[str]) -> None:
-        self.left[key] = LeftOut(show(path)[:_SHOWN], reason, size, rules)
-
     def _named(self, change: Callable[[bytes], bytes], name: bytes) -> bytes:
         """`change` of a name, with what was redacted in it counted."""
         if self._names.plain:
             return change(name)
         new, counts = self._counted(change, name)
         if counts is not None:
-            self._redactions += counts
+            self._tally.redactions += counts
         return new
 
     def _counted(self, work: Callable[..., T], *args: bytes) -> tuple[T, Counter[str] | None]:
@@ -394,6 +384,9 @@ class Packer:
             self._progress(entries=self._entries, bytes=now)
 
 
+_WORKSPACE: Final = ROOTFS + WORKSPACE_DIR
+
+
 def _below(path: bytes) -> bytes:
     """Where an entry of the workspace lies in the package."""
-    return ROOTFS + WORKSPACE_DIR + b"/" + path if path else ROOTFS + WORKSPACE_DIR
+    return _WORKSPACE + b"/" + path if path else _WORKSPACE

@@ -1,29 +1,31 @@
 """The last look at a package: its finished bytes once more, with the same rules and every value that is known by now.
 
-Most files are found clean by looking through many at a time, headers and all, by several threads, and most of that while later
-files are still being packed. Whatever is not, and what has to be judged by itself, is then read member by member by `Rescan`,
-whose word is the last.
+Most files are found clean by looking through many at a time, headers and all, either while they are packed
+(`mothball.crash.staging`) or here by several threads. Whatever is not, and what has to be judged by itself, is then read member
+by member by `Rescan`, whose word is the last.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import tarfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
-from mothball.crash.packing import Packed
 from mothball.errors import OperationFailed, Unredacted
 from mothball.redact.files import CODE
 from mothball.redact.known import Known
 from mothball.store.read import show
-from mothball.store.tarhead import BLOCK, padded
+from mothball.store.tarhead import padded
 
 if TYPE_CHECKING:
+    from mothball.crash.members import Packed
+    from mothball.crash.staging import Looked
     from mothball.redact.engine import Redactor
     from mothball.redact.rescan import Finding
 
@@ -38,50 +40,14 @@ _WAIT: Final = 0.25
 _TOLD: Final = 5
 
 
-class Ahead:
-    """Looks through a package while it is written, behind the writer, for the values that are known at the start.
-
-    What it has seen of bytes that change later is dropped (`changed`), and then looked at again with all the rest.
-    """
-
-    def __init__(self, known: Known, look: Callable[[int], Sequence[tuple[int, int]]]) -> None:
-        """`look` is `look_at_window` with those `known` values."""
-        self.known = known
-        self._look = look
-        self._next = _WINDOW  # what comes first in a package is written last
-        self._parts: dict[int, Future[Sequence[tuple[int, int]]]] = {}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="package-ahead")
-
-    def written(self, place: int) -> None:
-        """All bytes before `place` are in the file."""
-        while self._next + _WINDOW + _OVERLAP <= place:
-            self._parts[self._next] = self._pool.submit(self._look, self._next)
-            self._next += _WINDOW
-
-    def changed(self, place: int) -> None:
-        """Bytes of one record at `place` were written anew."""
-        self.written(place)  # or a look that begins from now on could still see the old ones
-        for start in [each for each in self._parts if each - _OVERLAP <= place + BLOCK and place <= each + _WINDOW + _OVERLAP]:
-            self._parts.pop(start).cancel()
-
-    def close(self) -> None:
-        """Look no further."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def seen(self) -> dict[int, list[int]]:
-        """By the beginnings of the windows that were looked at: the places in them where something stands."""
-        done = ((start, part) for start, part in self._parts.items() if not part.cancelled() and part.exception() is None)
-        return {start: [place for begin, end in part.result() for place in (begin, end - 1)] for start, part in done}
-
-
 def scan_package(
-    fd: int, files: Iterable[Packed], shift: int, redactor: Redactor, tick: Callable[..., None], ahead: Ahead | None = None
+    fd: int, files: Iterable[Packed], shift: int, redactor: Redactor, tick: Callable[..., None], looked: Looked | None = None
 ) -> list[Finding]:
     """What is found in the package `fd`, whose `files` lie `shift` bytes behind where they say. `tick` gets ``step=``, ``bytes=``.
 
-    `ahead` has looked at it before, when nothing was moved since. Raises what `tick` raises, `OSError`.
+    `looked` is what was looked at before, when nothing was moved or written since. Raises what `tick` raises, `OSError`.
     """
-    return _Scan(fd, files, shift, redactor, tick).run(ahead)
+    return _Scan(fd, files, shift, redactor, tick).run(looked)
 
 
 def scan_ranges(fd: int, ranges: Sequence[tuple[int, int]], redactor: Redactor, tick: Callable[..., None]) -> list[Finding]:
@@ -112,20 +78,26 @@ class _Scan:
             apart.append(False)
         self._starts, self._apart = starts, apart
 
-    def run(self, ahead: Ahead | None) -> list[Finding]:
+    def run(self, looked: Looked | None) -> list[Finding]:
         loud = {place for place, apart in enumerate(self._apart) if apart}
-        seen = ahead.seen() if ahead is not None else {}
-        # What became known since is looked for everywhere, the rest where nobody has looked.
-        new = Known(self._known.values - ahead.known.values) if ahead is not None else None
-        windows = [
-            partial(self._window, place, seen.get(place), new)
-            for place in range(0, self._size, _WINDOW)
-            if new or place not in seen
-        ]
-        for offsets in (*seen.values(), *self._each(windows)):
-            loud |= {bisect_right(self._starts, offset) - 1 for offset in offsets}
+        look: Callable[[int], list[int]] | None = self._window
+        if looked is not None:
+            loud -= {self._part(place) for place in looked.inside}
+            loud |= {self._part(place) for place in looked.touched}
+            for start, end in looked.gaps(self._size):
+                loud |= set(range(self._part(start), self._part(end - 1) + 1))
+            # What became known since is looked for everywhere.
+            new = Known(self._known.values - looked.known.values)
+            look = partial(self._known_in, new) if new else None
+        if look is not None:
+            for offsets in self._each([partial(look, place) for place in range(0, self._size, _WINDOW)]):
+                loud |= {self._part(offset) for offset in offsets}
         ranges = [(self._starts[place], (*self._starts, self._size)[place + 1]) for place in sorted(loud)]
         return self.read(_joined(ranges))
+
+    def _part(self, offset: int) -> int:
+        """The number of the part in which a byte lies."""
+        return bisect_right(self._starts, offset) - 1
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> list[Finding]:
         """Member by member, with the last word."""
@@ -150,13 +122,22 @@ class _Scan:
                     part.cancel()
                 raise
 
-    def _window(self, start: int, seen: list[int] | None, new: Known | None) -> list[int]:
-        if seen is None or new is None:
-            found = look_at_window(self._fd, start, self._redactor, self._known)
-        else:
-            found = _known_in(self._fd, start, new)
+    def _window(self, start: int) -> list[int]:
+        """Where something that may be a secret begins and ends in and around a window."""
+        data, place = self._around(start)
+        found = self._redactor.spans(data, 0, len(data), CODE, known=self._known)
+        return [place + each for span in found for each in (span.start, span.end - 1)]
+
+    def _known_in(self, known: Known, start: int) -> list[int]:
+        place, end = max(0, start - _OVERLAP), min(self._size, start + _WINDOW + _OVERLAP)
         self._bytes += _WINDOW
-        return [place for begin, end in found for place in (begin, end - 1)]
+        data = mmap.mmap(self._fd, end - place, access=mmap.ACCESS_READ, offset=place)
+        return [place + each for begin, end in known.spans(data, 0, len(data)) for each in (begin, end - 1)]
+
+    def _around(self, start: int) -> tuple[bytes, int]:
+        before = min(start, _OVERLAP)
+        self._bytes += _WINDOW
+        return os.pread(self._fd, before + _WINDOW + _OVERLAP, start - before), start - before
 
     def _rescan(self, start: int, end: int) -> list[Finding]:
         from mothball.redact.rescan import Finding, Rescan
@@ -171,22 +152,6 @@ class _Scan:
         return [Finding(finding.rule, finding.offset + start) for finding in scan.finish()]
 
 
-def look_at_window(fd: int, start: int, redactor: Redactor, known: Known) -> list[tuple[int, int]]:
-    """Where something that may be a secret begins and ends in and around the window at `start`."""
-    data, place = _around(fd, start)
-    return [(place + span.start, place + span.end) for span in redactor.spans(data, 0, len(data), CODE, known=known)]
-
-
-def _known_in(fd: int, start: int, known: Known) -> list[tuple[int, int]]:
-    data, place = _around(fd, start)
-    return [(place + begin, place + end) for begin, end in known.spans(data, 0, len(data))]
-
-
-def _around(fd: int, start: int) -> tuple[bytes, int]:
-    before = min(start, _OVERLAP)
-    return os.pread(fd, before + _WINDOW + _OVERLAP, start - before), start - before
-
-
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """`ranges` with those that touch put together, as far as one thread should read at a time."""
     out: list[tuple[int, int]] = []
@@ -196,6 +161,13 @@ def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
         elif end > start:
             out.append((start, end))
     return out
+
+
+def found_at(rule: str, offset: int) -> Finding:
+    """What was found in a package in another way."""
+    from mothball.redact.rescan import Finding
+
+    return Finding(rule, offset)
 
 
 def unredacted(package: BinaryIO, found: Sequence[Finding]) -> Unredacted:

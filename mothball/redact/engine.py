@@ -67,6 +67,16 @@ class Redactor:
         """Eight hex that tell whether two reports used the same key; None without one. Says nothing about the key itself."""
         return None if self._key is None else hmac.digest(self._key, b"mothball redaction key", "sha256").hex()[:8]
 
+    def twin(self) -> Redactor:
+        """Another with the same key, rules and known values, whose counts and findings are its own."""
+        return type(self)(self._key, self.rules, self.known_values().values)
+
+    def found(self, counts: Mapping[str, int], values: Iterable[bytes]) -> None:
+        """Take over what a twin found."""
+        with self._lock:
+            self.counts.update(counts)
+            self.values.update(values)
+
     # --- text and bytes -----------------------------------------------------------------------------------------------------------
 
     def text(self, text: str) -> str:

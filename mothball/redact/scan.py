@@ -33,9 +33,10 @@ class Span(NamedTuple):
     rule: str
 
 
-# Every repetition is bounded: what RE2 reads on before it can tell where the leftmost match is, it reads again at the next one.
+# A repetition is bounded where another hit can stand within it: what RE2 reads on before it can tell where the leftmost match is,
+# it reads again at the next one. That of a URL cannot hold another, and counting in it would make RE2 build a state for each count.
 _SHAPE = (
-    rb"""://[^\s/'"<>@:]{0,200}[:@]|"""
+    rb"""://[^\s/'"<>@:]*[:@]|"""
     rb"--[\w-]{0,40}(?i:%(words)s)[\w-]{0,40}[ \t]{1,8}|(?:ENV|setenv)[ \t]{1,8}\w{0,40}(?i:%(words)s)\w{0,40}[ \t]{1,8}|"
     rb"(?i:%(words)s)[\w.\-]{0,48}(?:\x1b\[[0-9;]{0,8}m)?['\"\]\)\\ \t]{0,12}[?]?"
     rb"(?:(?:&quot;|&#3[49];|%%22|%%27)?(?:[=:,>]|%%3[aAdD])|"

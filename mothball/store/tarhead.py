@@ -9,6 +9,7 @@ rest; an exported tar has no such table, so there a PAX header carries the nanos
 from __future__ import annotations
 
 from functools import lru_cache
+from zlib import adler32
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
@@ -34,7 +35,8 @@ def _owner(mode: int, uid: int, gid: int) -> tuple[bytes, int]:
 def _block(name: bytes, prefix: bytes, kind: bytes, link: bytes, mode: int, uid: int, gid: int, size: int, mtime: int) -> bytes:
     owner, owner_sum = _owner(mode, uid, gid)
     numbers = b"%011o\0%011o\0" % (size, mtime)
-    total = sum(name) + sum(numbers) + kind[0] + owner_sum + _FIXED
+    # The low half of Adler-32 is one more than the sum of the bytes while that is less than 65 521: a name and numbers have less.
+    total = (adler32(name + numbers) & 0xFFFF) - 1 + kind[0] + owner_sum + _FIXED
     if not prefix and not link:
         return b"%b%b%b%06o\0 %b%b" % (name.ljust(_NAME, b"\0"), owner, numbers, total, kind, _PLAIN_TAIL)
     return b"%b%b%b%06o\0 %b%b%b%b" % (

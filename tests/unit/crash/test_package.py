@@ -271,6 +271,27 @@ def test_the_files_of_a_base_lie_around_the_workspace_and_are_redacted_too(tmp_p
     assert made.facts.redactions == {"github": 1}
 
 
+def test_a_large_binary_of_a_base_with_a_secret_is_left_out_and_a_sound_one_is_not(
+    tmp_path: Path, taken: tuple[Store, str]
+) -> None:
+    bad, good = b"\0" * 5 * 1024**2 + TOKEN, b"\0" * 5 * 1024**2
+    base = Image(
+        RootEntry(b"lib", "d", 0o755),
+        RootEntry(b"lib/bad.so", "f", 0o644, NS, len(bad), b"", lambda: iter((bad,))),
+        RootEntry(b"lib/good.so", "f", 0o644, NS, len(good), b"", lambda: iter((good,))),
+        RootEntry(b"lib/second.so", "h", 0o644, NS, 0, b"lib/bad.so"),
+    )
+    made = pack(*taken, folder_of(tmp_path), base=base)
+    found = members(made.path)
+    assert [(each.path, each.rules) for each in made.facts.left_out] == [
+        ("/lib/bad.so", ["github"]),
+        ("/lib/second.so", ["github"]),
+    ]
+    assert found["rootfs/lib/good.so"][1] == good
+    assert "rootfs/lib/bad.so" not in found
+    assert TOKEN not in Path(made.path).read_bytes()
+
+
 def test_arguments_and_environment_of_the_command_are_redacted(tmp_path: Path, taken: tuple[Store, str]) -> None:
     spec = runtime_spec(args=["tool", "--password", SECRET.decode()], env={"API_TOKEN": SECRET.decode(), "LANG": "C"})
     made = pack(*taken, folder_of(tmp_path), config=spec)

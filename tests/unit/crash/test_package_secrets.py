@@ -220,6 +220,45 @@ def test_a_large_binary_file_with_a_secret_at_its_end_is_left_out(tree: Path, ma
     assert content(done.path, "after.txt") == b"still here\n"
 
 
+@pytest.mark.parametrize("where", [b"", b"\0" * 5000])
+def test_a_large_binary_file_with_a_secret_is_left_out_with_its_further_names(
+    tree: Path, made: Callable[..., Any], where: bytes
+) -> None:
+    (tree / "before.txt").write_bytes(b"token = '" + TOKEN + b"'\n")
+    (tree / "large.bin").write_bytes(b"\0" + where + TOKEN + b"\0" + os.urandom(5 * 1024**2))
+    (tree / "large.second").hardlink_to(tree / "large.bin")
+    (tree / "also.bin").write_bytes(b"\0" * 6 * 1024**2)
+    (tree / "z.txt").write_bytes(b"still here\n")
+    done = made()
+    assert [(each.path, each.reason, each.rules) for each in done.facts.left_out] == [
+        ("large.bin", "secret_in_binary", ["github"]),
+        ("large.second", "secret_in_binary", ["github"]),
+    ]
+    assert (done.facts.files, done.facts.binary_files, done.facts.binary_bytes) == (3, 1, 6 * 1024**2)
+    assert sorted(name.rpartition("/")[2] for name in members(done.path) if "/workspace/" in name) == [
+        "also.bin",
+        "before.txt",
+        "z.txt",
+    ]
+    assert content(done.path, "z.txt") == b"still here\n"
+    assert TOKEN not in Path(done.path).read_bytes()
+
+
+def test_a_large_text_is_redacted_like_a_small_one(tree: Path, made: Callable[..., Any]) -> None:
+    lines = b"line of a log that says nothing\n" * 170_000  # more than a frame, less than what is read at once
+    longer = lines * 4  # more than that
+    for name, data in (("large.log", lines), ("longer.log", longer)):
+        (tree / name).write_bytes(data + b"token = '" + TOKEN + b"'\n" + lines)
+    (tree / "plain.log").write_bytes(lines)
+    done = made()
+    for name, data in (("large.log", lines), ("longer.log", longer)):
+        inside = content(done.path, name)
+        assert inside.startswith(data + b"token = '[redacted:github")
+        assert inside.endswith(b"]'\n" + lines)
+    assert content(done.path, "plain.log") == lines
+    assert (done.facts.redactions, done.facts.redacted_files) == ({"github": 2}, 2)
+
+
 def test_utf16_text_is_redacted(tree: Path, made: Callable[..., Any]) -> None:
     (tree / "win.txt").write_bytes(("token: " + TOKEN.decode() + "\r\n").encode("utf-16"))
     done = made()

@@ -1,26 +1,29 @@
-"""The last look at a package: what was looked at while it was written, and what has to be looked at again."""
+"""The last look at a package: what was looked at while it was packed, and what has to be looked at again."""
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import BinaryIO, cast
 
 import pytest
 
 from mothball.crash import scanning
-from mothball.crash.scanning import Ahead, look_at_window, scan_package
+from mothball.crash.members import Packed
+from mothball.crash.scanning import scan_package
+from mothball.crash.staging import Looked
 from mothball.redact.engine import Redactor
+from mothball.redact.known import Known
 from mothball.redact.rules import Rules
+from mothball.store.tarhead import header
 from tests.unit.crash.packing import TOKEN
 
 WINDOW, OVERLAP = 64 * 1024, 16 * 1024
 LATE = b"Zx81-qwVerty-77ab-Lm0p"
+SIZE = 32 * 1024
+FILES = 10
 
 
 @pytest.fixture(autouse=True)
@@ -29,104 +32,96 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scanning, "_OVERLAP", OVERLAP)
 
 
-def package(size: int, *secrets: tuple[int, bytes]) -> bytearray:
-    source = random.Random(size)
-    data = bytearray(b" ".join(b"%08d" % source.randrange(10**8) for _ in range(size // 9)).ljust(size))
-    for place, secret in secrets:
-        data[place : place + len(secret)] = secret
-    return data
+@contextmanager
+def package(*secrets: tuple[int, int, bytes], binary: bool = False) -> Iterator[tuple[BinaryIO, list[Packed]]]:
+    """A package of ten files of 32 KiB and what is said of them; (number of the file, place in it, what stands there)."""
+    source, packed, place = random.Random(1), [], 0
+    with tempfile.TemporaryFile() as file:
+        for number in range(FILES):
+            data = bytearray(b" ".join(b"%08d" % source.randrange(10**8) for _ in range(SIZE // 9)).ljust(SIZE - 100))
+            if binary:
+                data[0] = 0
+            for of, at, secret in secrets:
+                if of == number:
+                    data[at : at + len(secret)] = secret
+            head = header(b"rootfs/workspace/file-%d" % number, b"0", 0o644, 0, 0, len(data), 0)
+            file.write(head + data.ljust(SIZE, b"\0"))
+            packed.append(Packed(place, place + len(head), len(data), binary, binary, None))
+            place += len(head) + SIZE
+        file.flush()
+        yield cast("BinaryIO", file), packed
 
 
 def redactor() -> Redactor:
     return Redactor(b"k" * 32, Rules.default())
 
 
-def test_what_was_looked_at_while_it_was_written_is_not_looked_at_again_and_nothing_is_missed() -> None:
-    places = [10, WINDOW - 8, WINDOW + 100, 3 * WINDOW - len(TOKEN) + 1, 5 * WINDOW, 10 * WINDOW - 50]
-    data = package(10 * WINDOW, *((place, TOKEN) for place in places))
-    with tempfile.TemporaryFile() as file:
-        found = redactor()
-        looked: list[int] = []
+def found(file: BinaryIO, packed: list[Packed], who: Redactor, looked: Looked | None) -> list[int]:
+    """The numbers of the files in which something is found; what does not lie in the content of one is -1."""
+    return [
+        next((number for number, each in enumerate(packed) if each.content <= finding.offset < each.content + each.size), -1)
+        for finding in scan_package(file.fileno(), packed, 0, who, lambda **_: None, looked)
+    ]
 
-        def look(start: int) -> list[tuple[int, int]]:
-            looked.append(start)
-            return look_at_window(file.fileno(), start, found, known)
 
-        known = found.known_values()
-        ahead = Ahead(known, look)
-        for at in range(0, len(data), 10_000):
-            file.write(data[at : at + 10_000])
-            file.flush()
-            ahead.written(at + len(data[at : at + 10_000]))
-        finish(ahead)
-        assert looked == [number * WINDOW for number in range(1, 9)]
-        with_it = scan_package(file.fileno(), (), 0, found, lambda **_: None, ahead)
-        without = scan_package(file.fileno(), (), 0, redactor(), lambda **_: None)
-    assert [finding.offset for finding in with_it] == places
-    assert with_it == without
+def looked_at(packed: list[Packed], *numbers: int, who: Redactor | None = None) -> Looked:
+    """Somebody looked at these files, headers and all, and found nothing."""
+    looked = Looked(Known(()) if who is None else who.known_values())
+    for number in numbers:
+        looked.add(packed[number].start, packed[number].content + SIZE)
+    return looked
+
+
+def test_all_is_looked_at_when_nobody_did() -> None:
+    with package((0, 5, TOKEN), (3, SIZE - 200, TOKEN), (9, 100, TOKEN)) as (file, packed):
+        assert found(file, packed, redactor(), None) == [0, 3, 9]
+
+
+def test_what_was_looked_at_is_not_looked_at_again_and_all_the_rest_is() -> None:
+    # The secrets in what was looked at show that nobody looks there again; a packer would have said that they stand there.
+    with package(*((number, 100, TOKEN) for number in range(FILES))) as (file, packed):
+        assert found(file, packed, redactor(), looked_at(packed, 1, 2, 3, 6, 8)) == [0, 4, 5, 7, 9]
+        assert found(file, packed, redactor(), looked_at(packed)) == list(range(FILES))
+
+
+def test_what_a_look_touched_is_read_by_itself() -> None:
+    with package((4, 100, TOKEN), (7, 100, TOKEN)) as (file, packed):
+        looked = looked_at(packed, *range(FILES))
+        looked.touched += [packed[4].start, packed[5].start]
+        assert found(file, packed, redactor(), looked) == [4]
 
 
 def test_a_value_that_became_known_later_is_found_in_what_was_looked_at_before() -> None:
-    data = package(6 * WINDOW, (3 * WINDOW - 5, LATE))
-    with written(data) as file:
-        found, ahead = followed(file, len(data))
-        finish(ahead)
-        assert scan_package(file.fileno(), (), 0, found, lambda **_: None, ahead) == []
-        found.learn(b".env", b"DB_PASSWORD=" + LATE + b"\n")
-        found.known_values()
-        assert [each.offset for each in scan_package(file.fileno(), (), 0, found, lambda **_: None, ahead)] == [3 * WINDOW - 5]
+    for at in (0, 100, SIZE - 100 - len(LATE)):
+        with package((2, at, LATE), (8, at, LATE)) as (file, packed):
+            who = redactor()
+            looked = looked_at(packed, *range(FILES), who=who)
+            assert found(file, packed, who, looked) == []
+            who.learn(b".env", b"DB_PASSWORD=" + LATE + b"\n")
+            who.known_values()
+            assert found(file, packed, who, looked) == [2, 8]
+
+
+def test_a_binary_file_that_was_looked_into_by_itself_is_not_read_again_and_another_one_is() -> None:
+    with package((3, 100, TOKEN), (4, 100, TOKEN), binary=True) as (file, packed):
+        looked = looked_at(packed, *range(FILES))
+        assert found(file, packed, redactor(), looked) == [3, 4]
+        looked.inside.add(packed[3].content)
+        assert found(file, packed, redactor(), looked) == [4]
 
 
 @pytest.mark.parametrize(
-    "where", [lambda start: start, lambda start: start + WINDOW // 2, lambda start: start + WINDOW + OVERLAP - 60]
+    ("stretches", "gaps"),
+    [
+        ([], [(0, 100)]),
+        ([(0, 100)], []),
+        ([(0, 40), (40, 100)], []),
+        ([(10, 40), (60, 90)], [(0, 10), (40, 60), (90, 100)]),
+        ([(10, 10), (10, 20), (20, 20)], [(0, 10), (20, 100)]),
+    ],
 )
-def test_what_was_written_anew_is_looked_at_again(where: Callable[[int], int]) -> None:
-    data, place = package(8 * WINDOW), where(4 * WINDOW)
-    with written(data) as file:
-        found, ahead = followed(file, len(data))
-        wait(ahead._parts.values())
-        os.pwrite(file.fileno(), TOKEN, place)
-        ahead.changed(place)
-        ahead.close()
-        assert 4 * WINDOW not in ahead.seen()
-        assert [each.offset for each in scan_package(file.fileno(), (), 0, found, lambda **_: None, ahead)] == [place]
-
-
-def test_a_look_that_failed_is_done_again() -> None:
-    def broken(_: int) -> list[tuple[int, int]]:
-        raise OSError
-
-    with tempfile.TemporaryFile() as file:
-        file.write(package(6 * WINDOW, (3 * WINDOW, TOKEN)))
-        file.flush()
-        found = redactor()
-        ahead = Ahead(found.known_values(), broken)
-        ahead.written(6 * WINDOW)
-        ahead.close()
-        assert ahead.seen() == {}
-        assert [each.offset for each in scan_package(file.fileno(), (), 0, found, lambda **_: None, ahead)] == [3 * WINDOW]
-
-
-@contextmanager
-def written(data: bytes) -> Iterator[BinaryIO]:
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        yield cast("BinaryIO", file)
-
-
-def followed(file: BinaryIO, size: int) -> tuple[Redactor, Ahead]:
-    """Somebody who knows nothing yet, and what looks for him at a file that is written to its end."""
-    found = redactor()
-    ahead = Ahead(found.known_values(), partial(_look, file.fileno(), found))
-    ahead.written(size)
-    return found, ahead
-
-
-def finish(ahead: Ahead) -> None:
-    wait(ahead._parts.values())
-    ahead.close()
-
-
-def _look(fd: int, found: Redactor, start: int) -> list[tuple[int, int]]:
-    return look_at_window(fd, start, found, found.known_values())
+def test_what_nobody_looked_at_is_what_lies_between(stretches: list[tuple[int, int]], gaps: list[tuple[int, int]]) -> None:
+    looked = Looked(Known(()))
+    for stretch in stretches:
+        looked.add(*stretch)
+    assert looked.gaps(100) == gaps
