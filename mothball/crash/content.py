@@ -7,9 +7,10 @@ less time than one by one.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ from mothball.store.toc import read_frame
 from mothball.store.tree import Tree
 
 if TYPE_CHECKING:
+    from mothball.crash.looker import Look
     from mothball.redact.engine import Redactor
 
 FRAME_BUDGET: Final = 256 * 1024**2
@@ -30,6 +32,8 @@ FRAME_BUDGET: Final = 256 * 1024**2
 LEARN_LIMIT: Final = 1024**2
 """Bytes of a credential file that are read for values to look for everywhere."""
 _NAMES: Final = 1024
+_BATCH: Final = 256
+_AHEAD: Final = 8
 _MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _LEAST_KEPT: Final = 2
 
@@ -132,10 +136,23 @@ def learn_credentials(tree: Tree, redactor: Redactor, tick: Callable[[int], None
     redactor.sources.add(tree.digest)
 
 
-def any_secret(redactor: Redactor, names: list[bytes]) -> bool:
-    """True when one of `names` may hold a secret; asked of many together."""
-    joined = b"\0".join(names)
-    return bool(redactor.spans(joined, 0, len(joined), CODE))
+def any_secret(redactor: Redactor, names: bytes) -> bool:
+    """True when one of `names`, with NULs between them, may hold a secret."""
+    return bool(redactor.spans(names, 0, len(names), CODE))
+
+
+def batches(rows: Iterator[Found], ask: Look) -> Iterator[tuple[list[Found], bool]]:
+    """The entries, some at a time, and whether one of their names may hold a secret: `any_secret` is asked of those ahead."""
+    ahead: deque[tuple[list[Found], Future[bool]]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="package-names") as pool:
+        while True:
+            while len(ahead) < _AHEAD and (batch := list(islice(rows, _BATCH))):
+                names = [name for found in batch for name in (found.row.path.rpartition(b"/")[2], found.row.link) if name]
+                ahead.append((batch, pool.submit(ask, b"\0".join(names))))
+            if not ahead:
+                return
+            batch, secret = ahead.popleft()
+            yield batch, secret.result()
 
 
 def judged_apart(name: bytes, data: bytes) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
 from mothball.crash.big import look_inside
-from mothball.crash.content import learn_credentials
+from mothball.crash.content import any_secret, learn_credentials
 from mothball.crash.facts import Packaged, PackageFacts
 from mothball.crash.looker import Looker
 from mothball.crash.members import Key
@@ -239,14 +239,16 @@ class _Package:
         looked = Looked(redactor.known_values())
         with Desk() as desk:
             looks = (
-                # What was looked at waits for the first; the second takes long, so it begins early.
+                # Others wait for the first two; the third takes long, so it begins early.
+                partial(any_secret, redactor),
                 partial(redact_member, desk, redactor),
                 partial(look_inside, fd, redactor),
                 partial(look_at_members, desk, redactor, looked.known),
             )
             with Looker(looks, (fd,)) as looker, OutFile(self._out, self._room, sync=self._sync) as body:
                 self._checking.start()  # not before the process: what a thread holds at that moment nobody lets go of in a fork
-                asked = Looks(desk, partial(looker.ask, 0), partial(looker.ask, 1), partial(looker.ask, 2), looked)
+                ask = [partial(looker.ask, number) for number in range(len(looks))]
+                asked = Looks(desk, ask[0], ask[1], ask[2], ask[3], looked)
                 self._packer = Packer(
                     self._tree, body, redactor, binaries=self._binaries, progress=progress, looks=asked, refused=self._refused
                 )

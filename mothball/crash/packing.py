@@ -7,11 +7,10 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from mothball.crash.big import Inside
-from mothball.crash.content import Contents, any_secret, judged_apart
+from mothball.crash.content import Contents, batches, judged_apart
 from mothball.crash.members import Key, Member, Packed
 from mothball.crash.outfile import Move, OutFile, copied, shifted
 from mothball.crash.renaming import Renaming, leads_out
@@ -37,7 +36,6 @@ _FOLDER_BITS: Final = 0o1777
 """Setuid and setgid are not packaged: all is root's there, and a program of a hostile workspace must not become root's."""
 _NS: Final = 10**9
 _HEAD: Final = 8192
-_BATCH: Final = 256
 _SIZING: Final = 4 * 1024**3
 _REPORT_ENTRIES: Final = 512
 _REPORT_BYTES: Final = 4 * 1024**2
@@ -161,11 +159,9 @@ class Packer:
     # -- the workspace -------------------------------------------------------------------------------------------------
 
     def _workspace(self) -> None:
-        rows = self._tree.rows()
         with Contents(self._tree) as contents:
-            while batch := list(islice(rows, _BATCH)):
-                names = [name for found in batch for name in (found.row.path.rpartition(b"/")[2], found.row.link) if name]
-                self._names.plain = not any_secret(self._redactor, names)
+            for batch, secret in batches(self._tree.rows(), self._looks.names):
+                self._names.plain = not secret
                 for found in batch:
                     self._entry(found, contents)
                     self._tell()

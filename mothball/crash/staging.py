@@ -109,6 +109,8 @@ class Looks(NamedTuple):
     """What a packer asks of other processes, and what came of it."""
 
     desk: Desk
+    names: Look
+    """`mothball.crash.content.any_secret`."""
     redact: Look
     """`redact_member` for a place on the desk, a size and a path."""
     inside: Look

@@ -59,7 +59,7 @@ def stage(look: Callable[..., Any] | None = None, threads: int = 2) -> Iterator[
         looker = stack.enter_context(Looker((partial(redact_member, desk, redactor), seen), (), threads))
         out = stack.enter_context(OutFile(file, 0, sync=False))
         written = Written(out)
-        looks = Looks(desk, partial(looker.ask, 0), lambda *_: [], partial(looker.ask, 1), looked)
+        looks = Looks(desk, lambda *_: False, partial(looker.ask, 0), lambda *_: [], partial(looker.ask, 1), looked)
         yield stack.enter_context(Stage(out, redactor, written.settle, looks)), written, looked
 
 
