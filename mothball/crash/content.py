@@ -32,6 +32,7 @@ FRAME_BUDGET: Final = 256 * 1024**2
 LEARN_LIMIT: Final = 1024**2
 """Bytes of a credential file that are read for values to look for everywhere."""
 _NAMES: Final = 1024
+_REMEMBERED: Final = 16
 _BATCH: Final = 256
 _AHEAD: Final = 8
 _MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -122,18 +123,33 @@ def learn_credentials(tree: Tree, redactor: Redactor, tick: Callable[[int], None
     if tree.digest in redactor.sources:
         return
     damage: Corrupt | None = None
-    for count, paths in enumerate(tree.names()):
-        tick(_NAMES * count)
-        for path in paths:
-            if is_credentials(path) and (found := tree.locate(path)) is not None and found.row.type in "fh":
-                try:
-                    with tree.open_file(path) as file:
-                        redactor.learn(path, file.read(LEARN_LIMIT))
-                except Corrupt as error:
-                    damage = damage or error
+    for path in _credential_files(tree, tick):
+        if (found := tree.locate(path)) is not None and found.row.type in "fh":
+            try:
+                with tree.open_file(path) as file:
+                    redactor.learn(path, file.read(LEARN_LIMIT))
+            except Corrupt as error:
+                damage = damage or error
     if damage is not None:
         raise damage
     redactor.sources.add(tree.digest)
+
+
+_credential_paths: OrderedDict[str, tuple[bytes, ...]] = OrderedDict()
+"""Of the last captures: their digest, and where their credential files are. A worker reports the same one again and again."""
+
+
+def _credential_files(tree: Tree, tick: Callable[[int], None]) -> tuple[bytes, ...]:
+    paths = _credential_paths.get(tree.digest)
+    if paths is None:
+        found: list[bytes] = []
+        for count, some in enumerate(tree.names()):
+            tick(_NAMES * count)
+            found += filter(is_credentials, some)
+        paths = _credential_paths[tree.digest] = tuple(found)
+        while len(_credential_paths) > _REMEMBERED:
+            _credential_paths.popitem(last=False)
+    return paths
 
 
 def any_secret(redactor: Redactor, names: bytes) -> bool:
