@@ -176,4 +176,6 @@ def judged_apart(name: bytes, data: bytes) -> bool:
 
     Its name sets it a stricter standard, it is UTF-16, or its last byte touches what follows it in the tar.
     """
+    if not data:
+        return False
     return len(data) % BLOCK == 0 or stricter(name, data, 0, len(data)) or data[:2] in _MARKS

@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 Look = Callable[..., Any]
-"""A look at something that numbers and bytes name; what it gives is made of numbers, texts and lists of them."""
+"""A look at something that numbers, bytes and lists of them name; what it gives is made of these and of texts."""
 _SIZE: Final = struct.Struct("<q")
 _FAILED: Final = -1
 _encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
@@ -60,7 +60,7 @@ class Looker:
             with suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
 
-    def ask(self, look: int, *args: int | bytes) -> Any:
+    def ask(self, look: int, *args: Any) -> Any:
         """What look number `look` finds; raises what it raises. Lower numbers are answered before higher ones."""
         line = self._taken(look)
         try:
@@ -81,7 +81,7 @@ class Looker:
             return self._idle.pop()
 
 
-def _asked(to: socket.socket, look: int, args: tuple[int | bytes, ...]) -> bytes | None:
+def _asked(to: socket.socket, look: int, args: tuple[Any, ...]) -> bytes | None:
     """The answer of a process; None when its look failed, which is then done here to have the error. Raises `OSError`."""
     _send(to, _encode((look, *args)))
     (size,) = _SIZE.unpack(_exactly(to, _SIZE.size))

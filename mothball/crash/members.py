@@ -29,7 +29,7 @@ class Redacted(NamedTuple):
     """None when it stays as it is."""
     counts: dict[str, int]
     values: list[bytes]
-    """Secrets that were not known before."""
+    """The secrets."""
 
 
 class Member(NamedTuple):

@@ -31,7 +31,7 @@ from mothball.crash.outfile import Move, OutFile, shifted, write_at
 from mothball.crash.packages import CLEAR, SEALED
 from mothball.crash.packing import Binaries, Packer
 from mothball.crash.scanning import found_at, scan_package, scan_ranges, unredacted
-from mothball.crash.staging import Desk, Looked, Looks, look_at_members, redact_member
+from mothball.crash.staging import Desk, Looked, Looks, look_at_members, redact_members
 from mothball.errors import AlreadyExists, InvalidParams, Oversize
 from mothball.package.target import check_new
 from mothball.seal.newfile import new_file
@@ -241,7 +241,7 @@ class _Package:
             looks = (
                 # Others wait for the first two; the third takes long, so it begins early.
                 partial(any_secret, redactor),
-                partial(redact_member, desk, redactor),
+                partial(redact_members, desk, redactor),
                 partial(look_inside, fd, redactor),
                 partial(look_at_members, desk, redactor, looked.known),
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -63,17 +63,20 @@ def look_at_members(desk: Desk, redactor: Redactor, known: Known, place: int, si
     return [(span.start, span.end) for span in redactor.spans(data, 0, size, CODE, known=known)]
 
 
-def redact_member(desk: Desk, redactor: Redactor, place: int, size: int, path: bytes) -> Redacted:
-    """The text at a place without its secrets."""
-    return redacted(redactor, desk.get(place, size), path)
+def redact_members(desk: Desk, redactor: Redactor, texts: Sequence[tuple[int, int, bytes]]) -> list[Redacted]:
+    """Texts without their secrets; each lies at a place, has a size, and comes from a path."""
+    return redacted(redactor, ((desk.get(place, size), path) for place, size, path in texts))
 
 
-def redacted(redactor: Redactor, data: bytes, path: bytes) -> Redacted:
-    """The text `data` of a file without its secrets, which `redactor` is not told of."""
-    twin = redactor.twin()
-    before = frozenset(twin.values)
-    new = twin.data(data, path)
-    return Redacted(new if twin.counts else None, dict(twin.counts), sorted(twin.values - before))
+def redacted(redactor: Redactor, texts: Iterable[tuple[bytes, bytes]]) -> list[Redacted]:
+    """The contents of text files, with their paths, without their secrets, which `redactor` is not told of."""
+    twin, out = redactor.twin(), []
+    for data, path in texts:
+        twin.counts.clear()
+        twin.values.clear()
+        new = twin.data(data, path)
+        out.append(Redacted(new if twin.counts else None, dict(twin.counts), sorted(twin.values)))
+    return out
 
 
 class Looked:
@@ -112,7 +115,7 @@ class Looks(NamedTuple):
     names: Look
     """`mothball.crash.content.any_secret`."""
     redact: Look
-    """`redact_member` for a place on the desk, a size and a path."""
+    """`redact_members` for places on the desk, sizes and paths."""
     inside: Look
     """`mothball.crash.big.look_inside` for a place in the package and a size."""
     members: Look
@@ -154,8 +157,8 @@ class Stage:
     def put(self, member: Member) -> None:
         """Append `member`. Raises what `settle` and a look raise."""
         if self._looks is None:
-            text = member.key if not member.binary else None
-            self._settle([member], {0: None if text is None else redacted(self._redactor, member.data, text[1])})
+            key = None if member.binary else member.key
+            self._settle([member], {0: None if key is None else redacted(self._redactor, [(member.data, key[1])])[0]})
             return
         size = len(member.data)
         if size > SEGMENT and self._members:
@@ -206,10 +209,15 @@ def _looked_at(looks: Looks, place: int, members: list[Member]) -> Touched:
     looks.desk.put(place, b"".join(parts))
     for begin, end in looks.members(place, size):
         touched.update(range(bisect_right(starts, begin) - 1, bisect_right(starts, end - 1)))
-    return {number: _redacted(looks, place + starts[number], members[number]) for number in sorted(touched)}
-
-
-def _redacted(looks: Looks, place: int, member: Member) -> Redacted | None:
-    if member.key is None or member.binary:
-        return None
-    return Redacted(*looks.redact(place + len(member.names) + 1, len(member.data), member.key[1]))
+    # Asked for together: a tree may have ten thousand files of configuration.
+    texts = [
+        (number, (place + starts[number] + len(names) + 1, len(data), key[1]))
+        for number in sorted(touched)
+        for _, names, data, key, _, _, binary, _ in [members[number]]
+        if key is not None and not binary
+    ]
+    out: Touched = dict.fromkeys(sorted(touched))
+    if texts:
+        found = looks.redact([text for _, text in texts])
+        out.update((number, Redacted(*each)) for (number, _), each in zip(texts, found, strict=True))
+    return out

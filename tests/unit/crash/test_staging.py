@@ -15,7 +15,7 @@ from mothball.crash import staging
 from mothball.crash.looker import Looker
 from mothball.crash.members import Member
 from mothball.crash.outfile import OutFile
-from mothball.crash.staging import Desk, Looked, Looks, Stage, Touched, look_at_members, redact_member
+from mothball.crash.staging import Desk, Looked, Looks, Stage, Touched, look_at_members, redact_members
 from mothball.errors import Corrupt
 from mothball.redact.engine import Redactor
 from mothball.redact.rules import Rules
@@ -56,7 +56,7 @@ def stage(look: Callable[..., Any] | None = None, threads: int = 2) -> Iterator[
         desk = stack.enter_context(Desk())
         file = cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile()))
         seen = look or partial(look_at_members, desk, redactor, looked.known)
-        looker = stack.enter_context(Looker((partial(redact_member, desk, redactor), seen), (), threads))
+        looker = stack.enter_context(Looker((partial(redact_members, desk, redactor), seen), (), threads))
         out = stack.enter_context(OutFile(file, 0, sync=False))
         written = Written(out)
         looks = Looks(desk, lambda *_: False, partial(looker.ask, 0), lambda *_: [], partial(looker.ask, 1), looked)
@@ -92,9 +92,11 @@ def test_what_is_judged_by_itself_is_redacted_whatever_a_look_says_and_a_binary_
         at.put(text(b"clean.json", b"{}", apart=True))
         at.put(text(b"program", b"\0" + TOKEN, apart=True, binary=True))
         at.put(text(b"other", b"\0\1\2", apart=True, binary=True))
+        at.put(text(b"again.env", b'SECRET=hunter2x\nKEY=""\n', apart=True))
         at.flush()
     assert b"hunter2x" not in written.touched[b".env"].data
-    assert written.touched[b"clean.json"].data is None
+    assert b"hunter2x" not in written.touched[b"again.env"].data
+    assert written.touched[b"clean.json"] == (None, {}, [])
     assert written.touched[b"program"] is None
     assert b"other" not in written.touched
 
