@@ -161,10 +161,11 @@ def _write(
             seal(clear, out)
         out.flush()
         with ThreadPoolExecutor(1, thread_name_prefix="package-sync") as pool:
-            if store.fsync:
-                # Whoever gives it its name makes sure of it: that has less to wait for then.
-                pool.submit(os.fdatasync, out.fileno())
+            # Whoever gives it its name makes sure of it once more, and has less to wait for then.
+            synced = pool.submit(os.fdatasync, out.fileno()) if store.fsync else None
             sha, size = _digest(out), os.fstat(out.fileno()).st_size
+            if synced is not None:
+                synced.result()  # a disk tells an error once: to this call, and not to the next
     return Packaged(str(place), sha, size, seal is not None, facts, data)
 
 
