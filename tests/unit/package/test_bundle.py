@@ -48,8 +48,11 @@ def write(store: Store, digest: str, to: Path, **options: Any) -> BundleResult:
     return write_bundle(store, digest, to, **options)
 
 
-def test_b113_a_bundle_holds_the_tree_with_modes_links_and_times(store: Store, digest: str, tmp_path: Path) -> None:
+def test_b110_b113_a_bundle_is_a_config_and_a_rootfs_that_holds_the_tree_with_modes_links_and_times(
+    store: Store, digest: str, tmp_path: Path
+) -> None:
     result = write(store, digest, tmp_path / "b", command=["/workspace/bin/tool"])
+    assert sorted(os.listdir(tmp_path / "b")) == ["config.json", "rootfs"]
     root = tmp_path / "b/rootfs/workspace"
     assert result.files == 8
     assert sum(1 for path in (tmp_path / "b/rootfs").rglob("*") if path.is_file() and not path.is_symlink()) == 8
