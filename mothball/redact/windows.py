@@ -179,12 +179,15 @@ def fired(redactor: Redactor, pieces: Iterable[bytes]) -> set[str]:
 
 
 def loud_enough(span: Span, data: bytes) -> bool:
-    """In binary content, where strings are many, what stands beside a telling name must look made by a machine.
+    """In binary content, where strings are many, what stands beside a telling name must look made by a machine, and what stands in
+    a URL must be text: among random bytes there is ``://`` with a colon and an at sign behind it now and then.
 
-    Only the text that it begins with is judged: among random bytes ``pw=`` stands in every few megabytes, before anything. And
-    compilers put the texts of a program one behind the other without a gap: of such a run, which has the path of a source file in
-    it, only what stands before that is judged.
+    Beside a name only the text that the value begins with is judged: among random bytes ``pw=`` stands in every few megabytes,
+    before anything. And compilers put the texts of a program one behind the other without a gap: of such a run, which has the path
+    of a source file in it, only what stands before that is judged.
     """
+    if span.rule == "url":
+        return _TEXT.fullmatch(data, span.start, span.end) is not None
     if span.rule not in ("password", "secret"):
         return True
     text = _TEXT.match(data, span.start, span.end)

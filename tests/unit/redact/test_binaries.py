@@ -55,3 +55,14 @@ def test_a_telling_name_among_random_bytes_tells_nothing() -> None:
 def test_a_secret_that_random_bytes_follow_is_one(behind: bytes) -> None:
     assert rules_in(b"\x0c\xd9db_password=" + SECRET + behind + bytes(range(128, 160)))[0] == {"password"}
     assert rules_in(b"\0db_password=" + "Zürich-9xK2mQ7wLp4".encode() + behind)[0] == {"password"}
+
+
+@pytest.mark.parametrize("noise", [b"\x9c://\x81\xfe(:\x93\x10\x82@\xa7.", b"A9://\xf1q:\xc3b@b\x9d/"])
+def test_an_address_among_random_bytes_has_no_password(noise: bytes) -> None:
+    assert rules_in(noise) == (set(), set())
+    assert Redactor(b"k" * 32, Rules.default()).data(noise) != noise  # in a text it would have one
+
+
+def test_a_password_in_the_address_of_a_program_is_one() -> None:
+    assert rules_in(b"\0\x93postgres://app:Xq9vTz4WbN6c@db.internal/main\0\x81") == ({"url"}, {"url"})
+    assert rules_in("\0https://me:pässword-77@example.org\0".encode()) == ({"url"}, {"url"})
