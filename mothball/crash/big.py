@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from mothball.errors import OperationFailed
+from mothball.crash.outfile import pieces
 
 if TYPE_CHECKING:
     from mothball.crash.looker import Look
     from mothball.crash.members import Key
     from mothball.redact.engine import Redactor
 
-_PIECE: Final = 1024**2
 _POLL: Final = 0.5
 
 
 def look_inside(fd: int, redactor: Redactor, start: int, size: int) -> list[str]:
     """The rules that fire in the binary file that stands at `start` in the package `fd`, sorted."""
-    return sorted(redactor.binary(_pieces(fd, start, size)))
-
-
-def _pieces(fd: int, start: int, size: int) -> Iterator[bytes]:
-    end = start + size
-    while start < end:
-        piece = os.pread(fd, min(_PIECE, end - start), start)
-        if not piece:
-            raise OperationFailed(reason="the package became shorter while it was looked at")
-        yield piece
-        start += len(piece)
+    return sorted(redactor.binary(pieces(fd, start, start + size)))
 
 
 class Inside:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import BinaryIO, Final, NamedTuple
@@ -117,9 +117,15 @@ def shifted(fd: int, moves: Sequence[Move], tick: Callable[[int], None]) -> None
 
 def copied(source: int, to: int, start: int, end: int, place: int) -> None:
     """Copy bytes of one file to a place in another, or of at most one piece (4 MiB) to a place in the same one."""
+    for piece in pieces(source, start, end):
+        write_at(to, piece, place)
+        place += len(piece)
+
+
+def pieces(fd: int, start: int, end: int) -> Iterator[bytes]:
+    """The bytes of a file from `start` to before `end`, each piece (4 MiB) read whole. Raises `OperationFailed`."""
     for begin in range(start, end, _PIECE):
-        piece = _read(source, begin, min(begin + _PIECE, end))
-        write_at(to, piece, place + begin - start)
+        yield _read(fd, begin, min(begin + _PIECE, end))
 
 
 def _read(fd: int, start: int, end: int) -> bytes:
@@ -127,7 +133,7 @@ def _read(fd: int, start: int, end: int) -> bytes:
     while len(piece) < end - start:
         more = os.pread(fd, end - start - len(piece), start + len(piece))
         if not more:
-            raise OperationFailed(reason="the package became shorter while it was written")
+            raise OperationFailed(reason="the package became shorter while it was read")
         piece += more
     return piece
 

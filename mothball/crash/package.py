@@ -11,8 +11,6 @@ the comment of its PAX header, which every tar passes over.
 from __future__ import annotations
 
 import gc
-import hashlib
-import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -38,7 +36,7 @@ from mothball.seal.newfile import new_file
 from mothball.store import Store
 from mothball.store.artifact import REPORT_LIMIT, check_crash_name
 from mothball.store.foreign import read_json
-from mothball.store.hashing import Checking
+from mothball.store.hashing import Checking, digest_of
 from mothball.store.manifest import canonical
 from mothball.store.tarhead import BLOCK, header, padded
 from mothball.store.tree import Tree
@@ -61,7 +59,6 @@ ROOM: Final = 64 * 1024
 """Bytes left for what the facts add to a report. One that needs more costs a second copy of the package, nothing else."""
 MAX_CONFIG: Final = 4 * 1024**2
 _PIECE: Final = 4 * 1024**2
-_MAPPED: Final = 16 * 1024**2
 _COMMENT: Final = b"a crash report by Mothball; unpacked it is a bundle for runc"
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o644
@@ -163,7 +160,7 @@ def _write(
         with ThreadPoolExecutor(1, thread_name_prefix="package-sync") as pool:
             # Whoever gives it its name makes sure of it once more, and has less to wait for then.
             synced = pool.submit(os.fdatasync, out.fileno()) if store.fsync else None
-            sha, size = _digest(out), os.fstat(out.fileno()).st_size
+            sha, size = digest_of(out.fileno()).removeprefix("sha256:"), os.fstat(out.fileno()).st_size
             if synced is not None:
                 synced.result()  # a disk tells an error once: to this call, and not to the next
     return Packaged(str(place), sha, size, seal is not None, facts, data)
@@ -339,14 +336,6 @@ def _redacted_config(config: bytes, redactor: Redactor) -> bytes:
 def _unnamed(folder: Path, stack: ExitStack) -> BinaryIO:
     """A file without a name in `folder`: a clear package that is to be sealed must not outlive its writer."""
     return cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile("w+b", buffering=_PIECE, dir=folder)))
-
-
-def _digest(file: BinaryIO) -> str:
-    sha, size = hashlib.sha256(), os.fstat(file.fileno()).st_size
-    for start in range(0, size, _MAPPED):
-        with mmap.mmap(file.fileno(), min(_MAPPED, size - start), access=mmap.ACCESS_READ, offset=start) as data:
-            sha.update(data)
-    return sha.hexdigest()
 
 
 @contextmanager

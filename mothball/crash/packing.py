@@ -18,7 +18,7 @@ from mothball.crash.staging import SEGMENT, WHOLE, Looks, Stage, Touched
 from mothball.crash.tally import Tally
 from mothball.errors import Corrupt
 from mothball.package.rootfs import WORKSPACE_DIR, RootEntry, skeleton
-from mothball.redact.files import is_text
+from mothball.redact.files import HEAD, is_text
 from mothball.store.merge import Found
 from mothball.store.tarhead import BLOCK, END_OF_ARCHIVE, header, padded
 from mothball.store.tree import Tree
@@ -35,7 +35,6 @@ _FILE_BITS: Final = 0o777
 _FOLDER_BITS: Final = 0o1777
 """Setuid and setgid are not packaged: all is root's there, and a program of a hostile workspace must not become root's."""
 _NS: Final = 10**9
-_HEAD: Final = 8192
 _SIZING: Final = 4 * 1024**3
 _REPORT_ENTRIES: Final = 512
 _REPORT_BYTES: Final = 4 * 1024**2
@@ -246,7 +245,7 @@ class Packer:
 
     def _small(self, key: Key, path: bytes, head: Callable[[int], bytes], data: bytes) -> None:
         """A file that is in memory."""
-        begin = data[:_HEAD]
+        begin = data[:HEAD]
         binary = 0 in begin and not is_text(begin)
         if binary and self._refused(key, path, len(data), lambda: (data,)):
             return
@@ -276,7 +275,7 @@ class Packer:
 
     def _large(self, key: Key, path: bytes, head: Callable[[int], bytes], size: int, pieces: Callable[[], Iterator[bytes]]) -> None:
         """A file that is not looked at among others, or is in memory for that only."""
-        begin = next(iter(pieces()), b"")[:_HEAD]
+        begin = next(iter(pieces()), b"")[:HEAD]
         if is_text(begin) and size <= WHOLE:
             self._small(key, path, head, b"".join(pieces()))
             return
@@ -287,15 +286,16 @@ class Packer:
         # Whether it may be packaged is known when it was looked at where it stands then; what must not be is taken out again.
         if self._refused(key, path, size, None if self._inside is not None else pieces):
             return
-        self._bare(head(size), path)
+        first = head(size)
+        self._bare(first, path)
         self._stage.flush()
-        out, content, member = self._out, self._out.place, len(head(size))
+        out, content = self._out, self._out.place
         for piece in self._watched(pieces()):
             out.write(piece)
         if out.place - content != size:
             raise Corrupt(what=f"capture {self._tree.digest}", reason="a file has another size than it says")
         self._pad(size)
-        packed = self.files[key] = Packed(content - member, content, size, binary=True, apart=True, counts=None)
+        packed = self.files[key] = Packed(content - len(first), content, size, binary=True, apart=True, counts=None)
         self._tally.packed(key, path, packed)
         if self._inside is not None:
             out.drain()

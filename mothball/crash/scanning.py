@@ -7,7 +7,6 @@ by member by `Rescan`, whose word is the last.
 
 from __future__ import annotations
 
-import mmap
 import os
 import tarfile
 from bisect import bisect_right
@@ -17,7 +16,8 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
-from mothball.errors import OperationFailed, Unredacted
+from mothball.crash.outfile import pieces
+from mothball.errors import Unredacted
 from mothball.redact.files import CODE
 from mothball.redact.known import Known
 from mothball.store.read import show
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from mothball.redact.rescan import Finding
 
 T = TypeVar("T")
-_PIECE: Final = 4 * 1024**2
 _WINDOW: Final = 4 * 1024**2
 _OVERLAP: Final = 128 * 1024
 """Bytes that a window sees on both sides of its own: four times the longest secret."""
@@ -129,9 +128,7 @@ class _Scan:
         return [place + each for span in found for each in (span.start, span.end - 1)]
 
     def _known_in(self, known: Known, start: int) -> list[int]:
-        place, end = max(0, start - _OVERLAP), min(self._size, start + _WINDOW + _OVERLAP)
-        self._bytes += _WINDOW
-        data = mmap.mmap(self._fd, end - place, access=mmap.ACCESS_READ, offset=place)
+        data, place = self._around(start)
         return [place + each for begin, end in known.spans(data, 0, len(data)) for each in (begin, end - 1)]
 
     def _around(self, start: int) -> tuple[bytes, int]:
@@ -142,13 +139,11 @@ class _Scan:
     def _rescan(self, start: int, end: int) -> list[Finding]:
         from mothball.redact.rescan import Finding, Rescan
 
-        scan, place = Rescan(self._redactor), start
-        while place < end and not self._stop.is_set():
-            piece = os.pread(self._fd, min(_PIECE, end - place), place)
-            if not piece:
-                raise OperationFailed(reason="the package became shorter while it was scanned")
+        scan = Rescan(self._redactor)
+        for piece in pieces(self._fd, start, end):
+            if self._stop.is_set():
+                break
             scan.feed(piece)
-            place += len(piece)
         return [Finding(finding.rule, finding.offset + start) for finding in scan.finish()]
 
 

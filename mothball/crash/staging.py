@@ -170,28 +170,29 @@ class Stage:
 
     def flush(self) -> None:
         """Until every member that was appended is written. Raises as `put`."""
-        if self._looks is not None and self._members:
+        if self._looks is None:
+            return
+        if self._members:
             self._send(self._looks)
         while self._waiting:
-            self._next()
+            self._next(self._looks)
 
     def _send(self, looks: Looks) -> None:
         size, waiting = self._size, self._waiting
         place = self._end if self._end + size <= _RING else 0
         while any(each.place < place + size and place < each.place + each.size for each in waiting):
-            self._next()
+            self._next(looks)
         waiting.append(_Segment(self._members, place, size, self._pool.submit(_looked_at, looks, place, self._members)))
         self._members, self._size, self._end = [], 0, place + size
         while waiting and waiting[0].found.done():
-            self._next()
+            self._next(looks)
 
-    def _next(self) -> None:
+    def _next(self, looks: Looks) -> None:
         """Write the segment that waits longest."""
         segment = self._waiting.popleft()
         touched, begin = segment.found.result(), self._out.place
         self._settle(segment.members, touched)
-        if self._looks is not None:
-            self._looks.looked.add(begin, self._out.place)
+        looks.looked.add(begin, self._out.place)
 
 
 def _looked_at(looks: Looks, place: int, members: list[Member]) -> Touched:

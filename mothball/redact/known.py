@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
-from mmap import mmap
 from typing import Any
 
 from mothball.redact import judge
@@ -31,7 +30,7 @@ class Known:
     def __bool__(self) -> bool:
         return bool(self.values)
 
-    def spans(self, data: bytes | mmap, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+    def spans(self, data: bytes, lo: int, hi: int) -> Iterator[tuple[int, int]]:
         """Each place in ``data[lo:hi]`` where one of the values stands, or begins and goes on for `HEAD` bytes or more."""
         return iter(()) if self._find is None else self._find.spans(data, lo, hi)
 
@@ -55,8 +54,8 @@ class _Finder:
         while some := list(islice(heads, _GROUP)):
             self._groups.append((some, BytesAhoCorasick(some, matchkind=MatchKind.LeftmostLongest)))
 
-    def spans(self, data: bytes | mmap, lo: int, hi: int) -> Iterator[tuple[int, int]]:
-        view: bytes | mmap | memoryview = data if lo == 0 and hi >= len(data) else memoryview(data)[lo:hi]
+    def spans(self, data: bytes, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+        view: bytes | memoryview = data if lo == 0 and hi >= len(data) else memoryview(data)[lo:hi]
         for heads, group in self._groups:
             for number, start, end in group.find_matches_as_indexes(view):
                 yield lo + start, self._end(data, heads[number], lo + end, hi)
@@ -64,7 +63,7 @@ class _Finder:
             for start, end in places(pattern, data, lo, hi):
                 yield start, self._end(data, data[start:end], end, hi)
 
-    def _end(self, data: bytes | mmap, head: bytes, end: int, hi: int) -> int:
+    def _end(self, data: bytes, head: bytes, end: int, hi: int) -> int:
         """How far the bytes behind a head go on as those of one of its values do."""
         return end + max(_common(data[end : min(hi, end + len(rest))], rest) for rest in self._rest[head])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from mmap import mmap
 from typing import Any
 
 _MEMORY = 64 * 1024**2
@@ -29,7 +28,7 @@ def compiled(pattern: bytes, *, spans_only: bool = False) -> Any:
     return re2.compile(pattern, _options(spans_only=spans_only))
 
 
-def places(pattern: Any, data: bytes | mmap, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+def places(pattern: Any, data: bytes, lo: int, hi: int) -> Iterator[tuple[int, int]]:
     """Where `pattern`, compiled with `spans_only`, matches in ``data[lo:hi]``; never empty matches.
 
     The same as ``finditer``, without its object for each match: a scan of source code is mostly this loop.

@@ -81,7 +81,7 @@ class Checking:
 
     def _check(self) -> None:
         for fd, digest in self._blobs:
-            if (found := _digest_of(fd, self._stop, lambda _: None)) != digest:
+            if (found := digest_of(fd, self._stop)) != digest:
                 raise Corrupt(what=f"blob {digest}", reason=f"its content has the digest {found}", digest=digest)
 
 
@@ -89,14 +89,17 @@ class _Stopped(Exception):
     """Somebody ended the work."""
 
 
-def _digest_of(fd: int, stop: threading.Event, seen: Callable[[int], None]) -> str:
-    """The digest of an open file, wherever the descriptor stands; `seen` is told the size of each piece. Raises `_Stopped`."""
+def digest_of(fd: int, stop: threading.Event | None = None, seen: Callable[[int], None] = lambda _: None) -> str:
+    """The digest of an open file, wherever the descriptor stands; `seen` is told the size of each piece.
+
+    `stop` ends it with an error of its own. Raises `OSError`.
+    """
     sha, place = hashlib.sha256(), 0
     with memoryview(bytearray(PIECE)) as view:
         while count := os.preadv(fd, [view], place):
             sha.update(view[:count])
             seen(count)
-            if stop.is_set():
+            if stop is not None and stop.is_set():
                 raise _Stopped
             place += count
     return f"sha256:{sha.hexdigest()}"
@@ -112,7 +115,7 @@ class _Work:
     def check(self, digest: str) -> None:
         with self._blobs.open(digest) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            found = _digest_of(file.fileno(), self.stop, self._seen)
+            found = digest_of(file.fileno(), self.stop, self._seen)
         if found != digest:
             raise Corrupt(what=f"blob {digest}", reason=f"its content has the digest {found}")
 
