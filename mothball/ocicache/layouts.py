@@ -26,14 +26,22 @@ _OURS: Final = re.compile(r"\.(?:.+\.)?mothball-(?:aside-[0-9a-f]{16}|deep-.*)\Z
 """Asides, in the cache or beside it: what earlier prunes took is no layout, and this prune is no pull."""
 
 
-def read_index(fd: int, name: str) -> bytes:
-    """The index of the layout. `Corrupt` when there is none, or it cannot be read, or it is no file.
+def is_removed(folder: int) -> bool:
+    """True when somebody removed the open `folder` meanwhile: a folder that is somewhere has a name. It is empty, then."""
+    return not os.fstat(folder).st_nlink
+
+
+def read_index(fd: int, name: str) -> bytes | None:
+    """The index of the layout; None when the layout was removed meanwhile. `Corrupt` when there is none, or it is unreadable.
 
     Other tools write it in place: what is no JSON yet is read again for up to `_WRITTEN_S`, for a pull may be in the middle of it.
+    So is one that is missing: who removes a layout may take its index first.
     """
     deadline = time.monotonic() + _WRITTEN_S
     while True:
         late = time.monotonic() > deadline
+        if is_removed(fd):
+            return None
         data = _index(fd, name, missing=late)
         if data is not None and (late or _is_json(data)):
             return data

@@ -98,6 +98,8 @@ class Reach:
         whole = hashlib.sha256()
         for name, fd in self._layouts():
             data = read_index(fd, name)
+            if data is None:  # who removed it needs nothing of it
+                continue
             whole.update(name.encode(errors="surrogateescape") + b"\0" + hashlib.sha256(data).digest())
             use(name, fd, data)
         return whole.digest()

@@ -11,7 +11,7 @@ from typing import Final
 from mothball.cache_fields import Cache
 from mothball.errors import Corrupt
 from mothball.ocicache.aside import Aside
-from mothball.ocicache.layouts import busy_with, layouts_in
+from mothball.ocicache.layouts import busy_with, is_removed, layouts_in
 from mothball.ocicache.openfiles import OpenFiles
 from mothball.ocicache.place import Place
 from mothball.ocicache.reach import Reach, subject_of
@@ -42,8 +42,9 @@ def layouts_of(cache: Cache, place: Place, pool: int) -> Layouts:
         for folder in cache.layouts:
             none = True
             for found in layouts_in(folder, but=place.fd):
-                none = False
                 yield found
+                # When the last one is removed while it is looked at, nothing is known, as when it had not been there.
+                none = none and is_removed(found[1])
             if none and not is_empty(pool):
                 text = f"there is no layout in {folder!r}, so nobody knows which blobs are needed; nothing was deleted"
                 raise Corrupt(f"{text}; is its disk mounted? If none refers to them any more, declare kind=blobs", path=folder)

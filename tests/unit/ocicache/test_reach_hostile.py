@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -174,6 +175,44 @@ def test_a_layout_without_its_index_is_waited_for_and_else_ends_the_prune(
     else:
         with pytest.raises(Corrupt, match="so nobody knows what it needs; nothing was deleted"):
             yard.prune(layouts=[folder])
+    assert len(names(shared)) == 3
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("last", [False, True])
+def test_a_layout_that_is_removed_while_it_is_looked_at_needs_nothing_and_when_it_was_the_last_nothing_is_known(
+    yard: CacheYard, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layouts, "_WRITTEN_S", 20.0)
+    shared, folder = yard.path / "sha256", yard.home / "layouts"
+    yard.image(shared, "of the removed one")
+    (folder / "two").mkdir(parents=True)
+    (folder / "two" / "oci-layout").touch()
+    if not last:
+        yard.index(folder / "one", [yard.image(shared, "needed")])
+    asked, look = threading.Event(), layouts.read_file
+
+    def read_file(name: str, fd: int, limit: int, *, first: bytes = b"") -> bytes | None:
+        try:
+            return look(name, fd, limit, first=first)
+        except FileNotFoundError:
+            asked.set()
+            raise
+
+    def remove() -> None:
+        asked.wait(10)
+        shutil.rmtree(folder / "two")
+
+    monkeypatch.setattr(layouts, "read_file", read_file)
+    thread = threading.Thread(target=remove)
+    thread.start()
+    if last:
+        with pytest.raises(Corrupt, match="there is no layout in"):
+            yard.prune(layouts=[folder])
+    else:
+        assert yard.prune(layouts=[folder]).blobs_freed == 3
+    thread.join()
+    assert asked.is_set()
     assert len(names(shared)) == 3
 
 
