@@ -2,8 +2,9 @@
 
 Each round captures a copy of the tree into a store of its own, and has a worker of a fleet of its own file a report of it: a first
 one with package (capture, redaction, second scan and all), and then, with nothing changed, one without package. A report's time is
-that of its job, from the moment a worker has it. The package is then unpacked with GNU tar. Results go to a table and to
-``bench-out/crash.json``.
+that of its job, from the moment a worker has it. The ratio is the median of those of the rounds, each of two neighbours in time: a
+disk that allows bursts is another one a minute later. The package of the last round is then unpacked with GNU tar: that writes as
+much again, as many small files, and would leave the next round a tired disk. Results go to a table and to ``bench-out/crash.json``.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         with session(options, [Mothball], "crash", ROOM_FACTOR, console.print) as (work, tree, _, found):
             samples: dict[str, list[float]] = {}
             for number in range(options.rounds):
-                _round(tree, work / f"round-{number}", samples, number)
+                _round(tree, work / f"round-{number}", samples, number, last=number == options.rounds - 1)
                 shown = ", ".join(f"{name} {values[-1]:.2f}" for name, values in samples.items() if name.endswith("seconds"))
                 console.print(f"round {number + 1}: {shown}")
             found["samples"], found["medians"] = samples, {name: median(values) for name, values in samples.items()}
@@ -71,8 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _round(tree: Path, folder: Path, samples: dict[str, list[float]], number: int) -> None:
-    """One first capture and the reports, each in a store and a process of its own; which comes first changes."""
+def _round(tree: Path, folder: Path, samples: dict[str, list[float]], number: int, *, last: bool) -> None:
+    """One first capture and the reports, each in a store and a process of its own; which comes first changes. The last unpacks."""
+    packages: list[str] = []
 
     def note(**figures: float) -> None:
         for name, value in figures.items():
@@ -95,15 +97,17 @@ def _round(tree: Path, folder: Path, samples: dict[str, list[float]], number: in
             note(plain_seconds=plain.seconds)
             if plain.result.path or plain.result.repeated or plain.result.digest != with_package.result.digest:
                 raise RuntimeError("the second report is not one of the same capture without package")
-            place = folder / "unpacked"
-            place.mkdir()
-            note(unpack_seconds=run(["tar", "xf", with_package.result.path, "-C", str(place)]).seconds)
+            packages.append(with_package.result.path)
 
     for step in (capture, report) if number % 2 == 0 else (report, capture):
         os.sync()
         trees.warm(tree)
         folder.mkdir(parents=True, exist_ok=True)
         step()
+    if last:
+        place = folder / "unpacked"
+        place.mkdir()
+        note(unpack_seconds=run(["tar", "xf", packages[0], "-C", str(place)]).seconds)
     shutil.rmtree(folder)
 
 
@@ -140,8 +144,9 @@ def _cpu(worker: psutil.Process) -> float:
 
 def bars(found: dict[str, Any]) -> list[dict[str, Any]]:
     """What a report may cost: with package a multiple of the first capture, without it seconds."""
-    medians = found["medians"]
-    ratio, plain = medians["report_seconds"] / medians["capture_seconds"], medians["plain_seconds"]
+    samples = found["samples"]
+    pairs = zip(samples["report_seconds"], samples["capture_seconds"], strict=True)
+    ratio, plain = median(report / capture for report, capture in pairs), found["medians"]["plain_seconds"]
     rows = (
         ("report with package / first capture", ratio, PACKAGE_BAR, "x"),
         ("report without package, nothing changed", plain, PLAIN_BAR, "s"),
