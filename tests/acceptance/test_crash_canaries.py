@@ -136,7 +136,9 @@ class Scene:
         self.put("logs.zip", unreadable(packed.secrets[0].encode()))
         self.put("data.json", json.dumps({"config": [{"text": canary.text} for canary in self.plant("JSON")]}))
         dense = self.text("a big file").encode()
-        self.put("big.txt", b"".join(dense + b"." * (number % 97) + b"\n" for number in range(BIG // len(dense))))
+        # What stands at a border of frames or windows is another canary each time.
+        rest = b"nothing to be seen in this line\n" * (3 * len(dense) // 32)
+        self.put("big.txt", b"".join(dense + rest + b"." * (number % 97) + b"\n" for number in range(BIG // len(dense + rest))))
         self.put(f"names/{BARE}.txt", "the name tells\n")
         for canary in self.plant("names of files"):
             if fit_for_a_name(canary):
@@ -444,8 +446,8 @@ def assert_the_capture_is_clear(store: Store, digest: str, search: Search) -> No
     """The other half: what is searched for is really there, so nothing was found because there was nothing to find."""
     with Tree.open(store, digest) as tree:
         content = b"\n".join(tree.read(entry.path) for entry in tree.walk() if entry.type == "file")
-    there = {label.rpartition(" planted in ")[2] for label in search.within(content)}
-    assert {"files", ".env", ".netrc", "a file in UTF-16", "a binary file", "a big file", ".env (known)"} <= there
+    for place in ("files", ".env", ".netrc", "a file in UTF-16", "a binary file", "a big file", ".env (known)"):
+        assert search.has(place, content), place
 
 
 def assert_all_rules_fired(filed: Filed, package: Path, way: Callable[[Here], Filed]) -> None:
