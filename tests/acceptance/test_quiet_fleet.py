@@ -34,18 +34,10 @@ def test_canaries_in_a_plain_message_are_seen_by_nobody(fleet: FleetRun) -> None
     (fleet.folder / "trees" / "r" / "a#1" / "app.py").write_text("print(1)\n")
     producer = fleet.producer()
     events: list[dict[str, Any]] = []
-    stop = threading.Event()
-
-    def listen() -> None:
-        with producer.connection_for_read() as connection:
-            receiver = producer.events.Receiver(connection, handlers={"*": events.append})
-            while not stop.is_set():
-                try:
-                    receiver.capture(limit=None, timeout=0.5, wakeup=False)
-                except TimeoutError:
-                    continue
-
-    listener = threading.Thread(target=listen)
+    connection = producer.connection_for_read()
+    receiver = producer.events.Receiver(connection, handlers={"*": events.append})
+    # In one go: between two captures nobody listens, and what is told meanwhile is lost.
+    listener = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
     listener.start()
     try:
         fleet.until(lambda: any(event["type"] == "worker-heartbeat" for event in events), "worker events arrive")
@@ -67,8 +59,9 @@ def test_canaries_in_a_plain_message_are_seen_by_nobody(fleet: FleetRun) -> None
         active = repr(producer.control.inspect(timeout=2).active())
         fleet.until(lambda: any(e["type"] == "task-succeeded" and e["uuid"] == sent.id for e in events), "the last event arrives")
     finally:
-        stop.set()
+        receiver.should_stop = True
         listener.join()
+        connection.release()
     received = [event for event in events if event["type"] == "task-received" and event["uuid"] == sent.id]
     assert "'error': '[not shown]'" in received[0]["kwargs"], "the event is there, and quiet"
     assert "'exit_code': 1" in received[0]["kwargs"]
