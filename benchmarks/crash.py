@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         with session(options, [Mothball], "crash", ROOM_FACTOR, console.print) as (work, tree, _, found):
             samples: dict[str, list[float]] = {}
             for number in range(options.rounds):
-                _round(tree, work / f"round-{number}", samples, number, last=number == options.rounds - 1)
+                _round(tree, work / f"round-{number}", samples, left=options.rounds - number - 1)
                 shown = ", ".join(f"{name} {values[-1]:.2f}" for name, values in samples.items() if name.endswith("seconds"))
                 console.print(f"round {number + 1}: {shown}")
             found["samples"], found["medians"] = samples, {name: median(values) for name, values in samples.items()}
@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _round(tree: Path, folder: Path, samples: dict[str, list[float]], number: int, *, last: bool) -> None:
-    """One first capture and the reports, each in a store and a process of its own; which comes first changes. The last unpacks."""
-    packages: list[str] = []
+def _round(tree: Path, folder: Path, samples: dict[str, list[float]], *, left: int) -> None:
+    """One first capture and the reports, each in a store and a process of its own; which comes first changes with the number of
+    rounds that are `left`. The last round ends with a report, and unpacks it."""
 
     def note(**figures: float) -> None:
         for name, value in figures.items():
@@ -97,17 +97,16 @@ def _round(tree: Path, folder: Path, samples: dict[str, list[float]], number: in
             note(plain_seconds=plain.seconds)
             if plain.result.path or plain.result.repeated or plain.result.digest != with_package.result.digest:
                 raise RuntimeError("the second report is not one of the same capture without package")
-            packages.append(with_package.result.path)
+            if not left:
+                place = folder / "unpacked"
+                place.mkdir()
+                note(unpack_seconds=run(["tar", "xf", with_package.result.path, "-C", str(place)]).seconds)
 
-    for step in (capture, report) if number % 2 == 0 else (report, capture):
+    for step in (capture, report) if left % 2 == 0 else (report, capture):
         os.sync()
         trees.warm(tree)
         folder.mkdir(parents=True, exist_ok=True)
         step()
-    if last:
-        place = folder / "unpacked"
-        place.mkdir()
-        note(unpack_seconds=run(["tar", "xf", packages[0], "-C", str(place)]).seconds)
     shutil.rmtree(folder)
 
 

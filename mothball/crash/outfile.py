@@ -125,10 +125,11 @@ def copied(source: int, to: int, start: int, end: int, place: int) -> None:
 def pieces(fd: int, start: int, end: int) -> Iterator[bytes]:
     """The bytes of a file from `start` to before `end`, each piece (4 MiB) read whole. Raises `OperationFailed`."""
     for begin in range(start, end, _PIECE):
-        yield _read(fd, begin, min(begin + _PIECE, end))
+        yield read_at(fd, begin, min(begin + _PIECE, end))
 
 
-def _read(fd: int, start: int, end: int) -> bytes:
+def read_at(fd: int, start: int, end: int) -> bytes:
+    """The bytes of a file from `start` to before `end`, all of them. Raises `OperationFailed`."""
     piece = os.pread(fd, end - start, start)
     while len(piece) < end - start:
         more = os.pread(fd, end - start - len(piece), start + len(piece))

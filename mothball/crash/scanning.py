@@ -16,7 +16,7 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
-from mothball.crash.outfile import pieces
+from mothball.crash.outfile import pieces, read_at
 from mothball.errors import Unredacted
 from mothball.redact.files import CODE
 from mothball.redact.known import Known
@@ -132,9 +132,9 @@ class _Scan:
         return [place + each for begin, end in known.spans(data, 0, len(data)) for each in (begin, end - 1)]
 
     def _around(self, start: int) -> tuple[bytes, int]:
-        before = min(start, _OVERLAP)
+        place = max(0, start - _OVERLAP)
         self._bytes += _WINDOW
-        return os.pread(self._fd, before + _WINDOW + _OVERLAP, start - before), start - before
+        return read_at(self._fd, place, min(self._size, start + _WINDOW + _OVERLAP)), place
 
     def _rescan(self, start: int, end: int) -> list[Finding]:
         from mothball.redact.rescan import Finding, Rescan

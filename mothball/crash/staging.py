@@ -210,15 +210,14 @@ def _looked_at(looks: Looks, place: int, members: list[Member]) -> Touched:
     looks.desk.put(place, b"".join(parts))
     for begin, end in looks.members(place, size):
         touched.update(range(bisect_right(starts, begin) - 1, bisect_right(starts, end - 1)))
-    # Asked for together: a tree may have ten thousand files of configuration.
-    texts = [
-        (number, (place + starts[number] + len(names) + 1, len(data), key[1]))
-        for number in sorted(touched)
-        for _, names, data, key, _, _, binary, _ in [members[number]]
-        if key is not None and not binary
-    ]
     out: Touched = dict.fromkeys(sorted(touched))
+    texts = {
+        number: (place + starts[number] + len(member.names) + 1, len(member.data), member.key[1])
+        for number in out
+        if (member := members[number]).key is not None and not member.binary
+    }
     if texts:
-        found = looks.redact([text for _, text in texts])
-        out.update((number, Redacted(*each)) for (number, _), each in zip(texts, found, strict=True))
+        # Asked for together: a tree may have ten thousand files of configuration.
+        found = looks.redact(list(texts.values()))
+        out.update((number, Redacted(*each)) for number, each in zip(texts, found, strict=True))
     return out

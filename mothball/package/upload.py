@@ -25,6 +25,7 @@ from mothball.errors import Corrupt, OperationFailed, RegistryUnavailable
 from mothball.package.distribution import TRIES, Distribution, whole
 from mothball.package.wire import STALL_BYTES
 from mothball.store.blobs import replace_file
+from mothball.store.hashing import digest_of
 from mothball.store.manifest import Descriptor
 
 CHUNK: Final = 32 * 1024**2
@@ -219,14 +220,9 @@ class Upload:
 
     def _blame(self, blob: Descriptor, file: FileIO) -> NoReturn:
         """The registry refuses the whole content: say whose fault it is."""
-        sha = hashlib.sha256()
-        place = 0
-        while piece := os.pread(file.fileno(), 1024**2, place):
-            sha.update(piece)
-            place += len(piece)
-            self.tick()
-        if sha.hexdigest() != blob.digest[7:]:
-            reason = f"its content has the digest sha256:{sha.hexdigest()}; `mothball verify --repair-from` fetches it again"
+        found = digest_of(file.fileno(), seen=lambda _: self.tick())
+        if found != blob.digest:
+            reason = f"its content has the digest {found}; `mothball verify --repair-from` fetches it again"
             raise Corrupt(what=f"blob {blob.digest}", reason=reason, digest=blob.digest)
         raise OperationFailed(reason=f"registry {self._remote.registry} refuses blob {blob.digest}, which is what its digest says")
 

@@ -151,17 +151,23 @@ def test_a_cancelled_prune_ends_while_it_walks(yard: CacheYard, pool: Path, monk
     assert walked == []
 
 
+def without_index(yard: CacheYard) -> tuple[Path, Path]:
+    """The shared blobs, and the folder of layouts, in which `two` has no index: not yet, or no more."""
+    shared, folder = yard.path / "sha256", yard.home / "layouts"
+    (folder / "two").mkdir(parents=True)
+    (folder / "two" / "oci-layout").touch()
+    return shared, folder
+
+
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("comes", [True, False])
 def test_a_layout_without_its_index_is_waited_for_and_else_ends_the_prune(
     yard: CacheYard, comes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layouts, "_WRITTEN_S", 1.0)
-    shared, folder = yard.path / "sha256", yard.home / "layouts"
+    shared, folder = without_index(yard)
     image = yard.image(shared, "needed")
     yard.index(folder / "one", [])
-    (folder / "two").mkdir()
-    (folder / "two" / "oci-layout").touch()
 
     def write() -> None:
         time.sleep(0.3)
@@ -184,10 +190,8 @@ def test_a_layout_that_is_removed_while_it_is_looked_at_needs_nothing_and_when_i
     yard: CacheYard, last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layouts, "_WRITTEN_S", 20.0)
-    shared, folder = yard.path / "sha256", yard.home / "layouts"
+    shared, folder = without_index(yard)
     yard.image(shared, "of the removed one")
-    (folder / "two").mkdir(parents=True)
-    (folder / "two" / "oci-layout").touch()
     if not last:
         yard.index(folder / "one", [yard.image(shared, "needed")])
     asked, look = threading.Event(), layouts.read_file
